@@ -52,7 +52,7 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """All a model is given for one step. `options` are sampling settings handed on as they are (seed, temperature …)."""
+    """All a model is given for one step. `options`: sampling settings, handed on as they are (seed …)."""
 
     model: str
     messages: tuple[ChatMessage, ...]

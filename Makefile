@@ -1,0 +1,48 @@
+# The ways into this project. `make` alone lists them.
+#
+#   PYTHON=python3.12    the interpreter .venv is made with (Python 3.11 or newer)
+#   DIR=/some/where      where `make demo` works; default .demo
+
+PYTHON ?=
+DIR ?= .demo
+BIN := .venv/bin
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check crash venv clean core-venv dev-venv style types
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: core-venv ## agents at work in DIR (default .demo): needs no key and no model
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh "$(DIR)"
+
+test: dev-venv style types ## everything: style, types and all tests (what .ci/run runs)
+	@$(BIN)/python -m pytest
+
+check: dev-venv style types ## style, types and the fast tests: under two minutes
+	@$(BIN)/python -m pytest -m "not slow"
+
+crash: dev-venv ## the crash tests: writers killed between any two changes of a file
+	@$(BIN)/python -m pytest tests/crash
+
+venv: dev-venv ## set up .venv with everything `make test` needs
+
+clean: ## remove .venv, .demo and all caches
+	rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+core-venv:
+	@sh .ci/venv core
+
+dev-venv:
+	@sh .ci/venv dev
+
+style: dev-venv
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+
+types: dev-venv
+	@$(BIN)/python -m mypy

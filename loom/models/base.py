@@ -1,0 +1,54 @@
+"""What every model is, and what it may know when it is opened.
+
+A model is given one ChatRequest and streams its answer. It knows nothing of agents, mailboxes or goals, reads
+no environment of its own accord (what it may see comes in as a ModelContext), and retries nothing: whether an
+error is worth another try says loom.models.classify.is_transient, and who waits is the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from loom.wire.chat import ChatRequest, Chunk
+from loom.wire.provider import Provider
+
+
+class Model(Protocol):
+    """One model, ready to be asked any number of times, one request after the other.
+
+    name    as the user wrote it, made complete: `llama3` becomes `ollama/llama3`
+    stream  yields TextDelta pieces, then exactly one ChatReply, whose text is the pieces joined. Ending without a
+            ChatReply never happens: it raises a loom.wire.errors.LoomError instead. An answer may be empty; the
+            caller decides what that means. Closing the iterator early frees connection and process.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def stream(self, request: ChatRequest) -> Iterator[Chunk]: ...
+
+
+def _no_secrets(_name: str) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelContext:
+    """What a model may know of the world around it.
+
+    env               the environment: PATH, HOME, OPENAI_API_KEY, OLLAMA_HOST …
+    providers         what config.yml says under `providers:`, by alias
+    secret            looks a stored secret up by its name; None when there is none
+    default_provider  for bare names; '' leaves it to LOOM_DEFAULT_PROVIDER, then to ollama
+    cwd               what relative paths in exec/ and script/ names start from
+    extra_env         LOOM_* and TRACEPARENT for exec/ programs; they get no secrets
+    """
+
+    env: Mapping[str, str]
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    secret: Callable[[str], str | None] = _no_secrets
+    default_provider: str = ""
+    cwd: str = "."
+    extra_env: Mapping[str, str] = field(default_factory=dict)

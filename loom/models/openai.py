@@ -1,0 +1,130 @@
+"""The OpenAI-compatible chat/completions dialect: OpenAI, OpenRouter, Ollama's /v1, vLLM, llama.cpp and many others.
+
+Liberal in what it accepts, because "compatible" is a wide word: usage may be missing, tool calls may lack an id or
+an index, a server may answer with one JSON object instead of a stream. Strict in one thing: an answer is one only
+when the server said that it is complete, by a finish_reason or by [DONE].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from loom.models import classify
+from loom.models.classify import Endpoint
+from loom.models.openai_answer import Answer
+from loom.models.sse import SseParser
+from loom.models.transport import Response, Timeouts, post_stream, split_url
+from loom.wire import errors, jsontext
+from loom.wire.chat import ChatMessage, ChatRequest, Chunk, TextDelta, ToolCall
+
+_ERROR_BODY_BYTES = 1 << 16
+_OPENAI_ITSELF = "api.openai.com"
+
+
+class OpenAIModel:
+    """One model at one server. Every request opens its own connection."""
+
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts = Timeouts()) -> None:
+        self.name = endpoint.name
+        self._endpoint = endpoint
+        self._timeouts = timeouts
+        self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
+        self._host = split_url(self._url).hostname
+
+    def stream(self, request: ChatRequest) -> Iterator[Chunk]:
+        """Ask and yield the answer as it comes; see loom.models.base.Model."""
+        try:
+            yield from self._ask(request, with_usage=True)
+        except errors.BadInput as error:
+            # Some servers refuse the field that asks for token counts. They do so before any text.
+            if "stream_options" not in str(error):
+                raise
+            yield from self._ask(request, with_usage=False)
+
+    def _ask(self, request: ChatRequest, with_usage: bool) -> Iterator[Chunk]:
+        body = self._body(request, with_usage)
+        hint = classify.OLLAMA_DOWN if self._endpoint.alias == "ollama" else ""
+        with post_stream(self._url, self._headers(), body, self._timeouts, hint=hint) as response:
+            if not 200 <= response.status < 300:
+                said = response.start_of_body(_ERROR_BODY_BYTES)
+                raise classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
+            yield from _read(response, Answer(self._endpoint, request))
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "User-Agent": "loom"}
+        if self._endpoint.key:
+            headers["Authorization"] = f"Bearer {self._endpoint.key}"
+        return headers
+
+    def _body(self, request: ChatRequest, with_usage: bool) -> bytes:
+        body: dict[str, Any] = {
+            **request.options,
+            "model": self._endpoint.model,
+            "messages": [_message(m) for m in request.messages],
+            "stream": True,
+        }
+        if with_usage:
+            body["stream_options"] = {"include_usage": True}
+        if request.tools:
+            body["tools"] = [
+                {
+                    "type": "function",
+                    "function": {"name": t.name, "description": t.description, "parameters": dict(t.input_schema)},
+                }
+                for t in request.tools
+            ]
+        if request.max_tokens is not None:
+            # OpenAI's newer models refuse the old name; nobody else is sure to know the new one.
+            name = "max_completion_tokens" if self._host == _OPENAI_ITSELF else "max_tokens"
+            body[name] = request.max_tokens
+        try:
+            return jsontext.dumps(body)
+        except (ValueError, TypeError) as error:
+            raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    if message.role == "tool":
+        # The dialect has no field for a failed call, so the text says it.
+        text = f"error: {message.text}" if message.is_error else message.text
+        return {"role": "tool", "tool_call_id": message.call_id, "content": text}
+    out: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.calls:
+        out["content"] = message.text or None
+        out["tool_calls"] = [_call(c) for c in message.calls]
+    return out
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    # Servers such as Ollama parse the arguments of past calls and refuse the whole request over a bad one.
+    given = {"unreadable_arguments": call.raw} if call.input is None else dict(call.input)
+    arguments = jsontext.dumps(given).decode("utf-8")
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _read(response: Response, answer: Answer) -> Iterator[Chunk]:
+    """The answer's text as it comes, then the reply. Raises BrokenStream when there is no whole answer."""
+    try:
+        for text in _texts(response, answer):
+            yield TextDelta(text)
+    except errors.BrokenStream:
+        if not answer.complete:
+            raise
+        # All text and calls are here; only the token counts were still to come.
+    yield answer.reply()
+
+
+def _texts(response: Response, answer: Answer) -> Iterator[str]:
+    if response.headers.get("content-type", "").startswith("application/json"):
+        yield from answer.add(b"".join(response.chunks).strip())
+        return
+    parser = SseParser()
+    for piece in response.chunks:
+        for event in parser.feed(piece):
+            yield from answer.add_event(event)
+        if answer.done:
+            return
+    for event in parser.finish():
+        yield from answer.add_event(event)

@@ -1,0 +1,176 @@
+"""The chunks of one chat/completions answer, put together. Pure: the part of the dialect that no socket is needed for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from loom.models import classify, decode
+from loom.models.classify import Endpoint
+from loom.models.sse import SseEvent
+from loom.wire import errors, jsontext
+from loom.wire.chat import ChatReply, ChatRequest, StopReason, ToolCall, Usage
+
+_MAX_CALLS = 1024
+_STOP: dict[str, StopReason] = {
+    "stop": "end",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "length": "length",
+    "content_filter": "refusal",
+}
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call whose pieces are still coming."""
+
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+
+class Answer:
+    """Give it every event of a stream; when `complete`, ask it for the reply.
+
+    done      the server has said [DONE]: nothing follows
+    complete  the answer is whole; at most the token counts are missing
+    """
+
+    def __init__(self, endpoint: Endpoint, request: ChatRequest) -> None:
+        self.done = False
+        self._endpoint = endpoint
+        self._prefix = decode.call_prefix(request.messages)
+        self._text: list[str] = []
+        self._calls: list[_Call] = []
+        self._by_index: dict[int, _Call] = {}
+        self._finish = ""
+        self._refused = False
+        self._usage = Usage()
+        self._model = endpoint.model
+
+    @property
+    def complete(self) -> bool:
+        return self.done or bool(self._finish)
+
+    def add_event(self, event: SseEvent) -> Iterator[str]:
+        """Take one event; yields the text in it."""
+        if self.done:
+            return
+        if event.data.strip() == "[DONE]":
+            self.done = True
+            return
+        yield from self.add(event.data.encode("utf-8", "replace"))
+
+    def add(self, data: bytes) -> Iterator[str]:
+        """Take one chunk, or a whole answer that was not streamed; yields the text in it.
+
+        Raises BrokenStream for what is no chunk, or the error the server sent in its place.
+        """
+        chunk = decode.json_object(data)
+        if chunk is None:
+            shown = classify.clean(data.decode("utf-8", "replace"), self._endpoint.key)
+            raise errors.BrokenStream(
+                f"{self._endpoint.name} sent what is no JSON object: {shown[:120] or 'nothing'}", hint="check base_url"
+            )
+        if chunk.get("error"):
+            raise classify.stream_error(self._endpoint, chunk["error"])
+        if isinstance(chunk.get("model"), str) and chunk["model"]:
+            self._model = chunk["model"]
+        self._count(chunk.get("usage"))
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and choice.get("index") in (0, None):
+                yield from self._choose(choice)
+
+    def reply(self) -> ChatReply:
+        """The whole answer. Raises BrokenStream when it is not complete."""
+        text = "".join(self._text)
+        if not self.complete:
+            got = f"{len(text)} characters and {len(self._calls)} tool calls" if text or self._calls else "nothing"
+            raise errors.BrokenStream(
+                f"{self._endpoint.name}: the answer ended without finish_reason, after {got}", hint="try again"
+            )
+        return ChatReply(text, self._finished_calls(), self._stop(), self._usage, self._model)
+
+    def _choose(self, choice: dict[str, Any]) -> Iterator[str]:
+        finish = choice.get("finish_reason")
+        if finish == "error":
+            raise classify.stream_error(self._endpoint, "the provider behind it failed")
+        delta = choice.get("delta") or choice.get("message")
+        if isinstance(delta, dict):
+            yield from self._add_delta(delta)
+        if isinstance(finish, str) and finish:
+            self._finish = finish
+
+    def _add_delta(self, delta: dict[str, Any]) -> Iterator[str]:
+        refusal = decode.text_of(delta.get("refusal"))
+        self._refused = self._refused or bool(refusal)
+        # What a model thinks to itself (reasoning, reasoning_content) is not part of its answer.
+        for text in (decode.text_of(delta.get("content")), refusal):
+            if text:
+                self._text.append(text)
+                yield text
+        pieces = delta.get("tool_calls")
+        for piece in pieces if isinstance(pieces, list) else ():
+            if isinstance(piece, dict):
+                self._add_call(piece)
+
+    def _add_call(self, piece: dict[str, Any]) -> None:
+        function = piece.get("function")
+        if not isinstance(function, dict):
+            function = {}
+        call_id, name, given = piece.get("id"), function.get("name"), function.get("arguments")
+        call_id = call_id if isinstance(call_id, str) else ""
+        name = name if isinstance(name, str) else ""
+        call = self._slot(piece.get("index"), call_id, name)
+        call.id = call.id or call_id
+        call.name = call.name or name
+        if isinstance(given, str):
+            call.arguments.append(given)
+        elif isinstance(given, dict):
+            call.arguments.append(jsontext.dumps(given).decode("utf-8"))
+
+    def _slot(self, index: object, call_id: str, name: str) -> _Call:
+        """The call a piece belongs to: by index, where servers count properly.
+
+        Another id together with a name begins a new call: some servers give every call index 0, others give none.
+        """
+        known = self._by_index.get(index) if isinstance(index, int) else (self._calls[-1] if self._calls else None)
+        if known is not None and not (call_id and name and known.id and call_id != known.id):
+            return known
+        if len(self._calls) >= _MAX_CALLS:
+            raise errors.BrokenStream(f"{self._endpoint.name} asked for over {_MAX_CALLS} tool calls at once")
+        call = _Call()
+        self._calls.append(call)
+        if isinstance(index, int):
+            self._by_index[index] = call
+        return call
+
+    def _finished_calls(self) -> tuple[ToolCall, ...]:
+        out: list[ToolCall] = []
+        taken: set[str] = set()
+        for position, call in enumerate(self._calls):
+            raw = "".join(call.arguments)
+            given = decode.arguments(raw)
+            call_id = call.id if call.id and call.id not in taken else f"{self._prefix}{position}"
+            taken.add(call_id)
+            out.append(ToolCall(call_id, call.name, given, raw if given is None else ""))
+        return tuple(out)
+
+    def _stop(self) -> StopReason:
+        if self._refused:
+            return "refusal"
+        stop = _STOP.get(self._finish, "end")
+        # Some servers say "stop" after tool calls; "length" stays, for then the last call may be cut.
+        return "tool_calls" if stop == "end" and self._calls else stop
+
+    def _count(self, usage: object) -> None:
+        if not isinstance(usage, dict):
+            return
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+        self._usage = Usage(
+            decode.count(usage.get("prompt_tokens")), decode.count(usage.get("completion_tokens")), decode.count(cached)
+        )

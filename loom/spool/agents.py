@@ -1,0 +1,128 @@
+"""An agent's directory: its spec, what is wanted of it, the one-value files for people (docs/protocol.md section 1)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from loom.spool import fs, locks, mailbox
+from loom.spool import home as homes
+from loom.spool.layout import AgentDir, Home
+from loom.wire import agent as wire
+from loom.wire import ids
+from loom.wire.agent import WANTS, AgentSpec, Want
+from loom.wire.errors import Config, NotFound
+from loom.wire.times import rfc3339
+
+
+def create(home: Home, spec: AgentSpec, prompt: str, want: Want) -> AgentDir:
+    """Make an agent, or give an existing one this spec. `agent.json` comes last: without it there is no agent."""
+    agent = home.agent(spec.name)
+    mailbox.create(agent)
+    for directory in (agent.logs, agent.crashes, agent.path / "conversations", agent.path / "memory", agent.tools):
+        fs.ensure_dir(directory)
+    for directory in (agent.path, agent.inbox, agent.outbox, agent.in_progress):
+        homes.check_device(home, directory)
+    if prompt or agent.prompt.exists():
+        fs.replace(agent.prompt, prompt.encode())
+    fs.replace(agent.want, f"{want}\n".encode())
+    fs.replace(agent.spec, wire.encode(spec))
+    fs.hint(agent.model, spec.model)
+    if not agent.status.exists():
+        fs.hint(agent.status, "pending" if want == "up" else "idle")
+    return agent
+
+
+def names(home: Home) -> list[str]:
+    """All agents, in name order; what is no agent's directory is left out."""
+    try:
+        found = os.listdir(home.agents)
+    except FileNotFoundError:
+        return []
+    return sorted(n for n in found if ids.is_agent(n) and (home.agents / n / "agent.json").exists())
+
+
+def nearest(home: Home, name: str) -> str:
+    """`did you mean …` for an agent that does not exist, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(name, names(home), 1)
+    return f"did you mean {close[0]!r}?" if close else "list them with: loom agent ps -a"
+
+
+def find(home: Home, name: str) -> AgentDir:
+    """The directory of an agent that exists. Raises Usage for an invalid name, NotFound for an unknown one."""
+    ids.check_agent(name, reserved_ok=True)
+    agent = home.agent(name)
+    if not agent.spec.exists():
+        raise NotFound(f"there is no agent {name!r} in {home.path}", hint=nearest(home, name))
+    return agent
+
+
+def read_spec(agent: AgentDir) -> AgentSpec:
+    """Raises NotFound, and Config when agent.json is no valid spec."""
+    try:
+        data = fs.read(agent.spec, 1 << 20)
+    except FileNotFoundError:
+        raise NotFound(f"there is no agent {agent.name!r}") from None
+    except (fs.NotRegular, fs.TooLarge) as error:
+        raise Config(f"{agent.spec} cannot be read: {error}") from None
+    spec = wire.decode(data, str(agent.spec))
+    if spec.name != agent.name:
+        raise Config(f"{agent.spec} is the spec of {spec.name!r}", hint=f"set its name to {agent.name!r}")
+    return spec
+
+
+def read_want(agent: AgentDir) -> Want:
+    """What is wanted of this agent; `down` when the file is missing or holds no such word."""
+    text = read_hint(agent.want)
+    return next((want for want in WANTS if want == text), "down")
+
+
+def write_want(agent: AgentDir, want: Want) -> None:
+    """Durable: the only file that supervision and send obey."""
+    fs.replace(agent.want, f"{want}\n".encode())
+
+
+def read_hint(path: Path) -> str:
+    """A one-value file, empty when it is not there. For people and for showing, never to decide."""
+    try:
+        return fs.read(path, 4096).decode("utf-8", "replace").strip()
+    except (OSError, fs.NotRegular, fs.TooLarge):
+        return ""
+
+
+def is_alive(agent: AgentDir) -> bool:
+    """Whether a runner holds this agent's lock."""
+    return locks.is_held(agent.lock)
+
+
+def waiting(agent: AgentDir) -> int:
+    """How many messages wait in the inbox."""
+    try:
+        return sum(1 for n in os.listdir(agent.inbox) if n.endswith(".msg") and not n.startswith("."))
+    except FileNotFoundError:
+        return 0
+
+
+def has_mail(agent: AgentDir) -> bool:
+    """Whether there is anything to do: waiting or claimed and not finished."""
+    for directory in (agent.inbox, agent.in_progress):
+        try:
+            if any(n.endswith(".msg") for n in os.listdir(directory)):
+                return True
+        except FileNotFoundError:
+            continue
+    return False
+
+
+def each(home: Home) -> Iterator[AgentDir]:
+    for name in names(home):
+        yield home.agent(name)
+
+
+def now_text() -> str:
+    """The present time as it stands in hints and logs."""
+    return rfc3339(time.time_ns() // 1000)

@@ -1,0 +1,371 @@
+"""The only module that changes files (ADR-0011).
+
+`calls` holds the primitive calls of the kernel. Tests put a double in its place that kills the process before,
+after or in the middle of the n-th call, or lets it fail; so every crash point is enumerated. A lint test
+forbids such calls anywhere else in the package. The functions below the class are the few ways in which the
+project writes: publish, replace, hint, move, append. Each says what is true afterwards.
+
+Temporary files lie in the `.tmp/` of the directory they are meant for: after a crash they are litter there,
+swept when 36 hours old, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+FILE_MODE = 0o600
+DIR_MODE = 0o700
+TMP = ".tmp"
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_AT_FDCWD = -100
+_NOREPLACE = 1
+
+
+class Calls:
+    """The file-changing calls of the kernel, one method each. Subclassed by the crash harness, never by the product."""
+
+    def mkdir(self, path: str, mode: int) -> None:
+        os.mkdir(path, mode)
+
+    def create(self, path: str, mode: int) -> int:
+        """Open a new file for writing. Raises FileExistsError when anything, a dangling link too, has the name."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+    def open_append(self, path: str, mode: int) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+
+    def write(self, fd: int, data: bytes | memoryview) -> int:
+        return os.write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def fdatasync(self, fd: int) -> None:
+        if sys.platform == "linux":
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+
+    def fsync_dir(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def link(self, source: str, target: str) -> None:
+        os.link(source, target, follow_symlinks=False)
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def rename_noreplace(self, source: str, target: str) -> None:
+        """Raises FileExistsError when the target's name is taken, by anything."""
+        _rename_noreplace(source, target)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def rmdir(self, path: str) -> None:
+        os.rmdir(path)
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def chmod(self, fd: int, mode: int) -> None:
+        os.fchmod(fd, mode)
+
+    def symlink(self, text: str, path: str) -> None:
+        os.symlink(text, path)
+
+    def mkfifo(self, path: str, mode: int) -> None:
+        os.mkfifo(path, mode)
+
+
+calls = Calls()
+_renameat2 = None
+
+
+def _rename_noreplace(source: str, target: str) -> None:
+    global _renameat2
+    if sys.platform == "linux" and _renameat2 is None:
+        import ctypes  # here, because a filter never moves a message and should not pay for it
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        function = getattr(libc, "renameat2", None)
+        if function is not None:
+            function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+            get_errno = ctypes.get_errno
+
+            def call(a: bytes, b: bytes) -> int:
+                return 0 if function(_AT_FDCWD, a, _AT_FDCWD, b, _NOREPLACE) == 0 else get_errno()
+
+            _renameat2 = call
+    if _renameat2 is not None:
+        code = _renameat2(os.fsencode(source), os.fsencode(target))
+        if code == 0:
+            return
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), source, None, target)
+    # Without renameat2: both names exist for a moment, which every reader of a mailbox takes for the later one.
+    os.link(source, target, follow_symlinks=False)
+    os.unlink(source)
+
+
+def ensure_dir(path: Path) -> None:
+    """Make `path` and what is missing above it, 0700, each entry synced. Nothing happens when it is there."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        ensure_dir(path.parent)
+    try:
+        calls.mkdir(str(path), DIR_MODE)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    calls.fsync_dir(str(path.parent))
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte: short writes are normal."""
+    view = memoryview(data)
+    while view:
+        view = view[calls.write(fd, view) :]
+
+
+def _temporary(directory: Path, data: bytes, *, sync: bool, mode: int = FILE_MODE) -> str:
+    """A new file with `data` in the directory's `.tmp/`; unlinked again when writing fails."""
+    path = f"{directory}/{TMP}/{os.urandom(10).hex()}"
+    try:
+        fd = calls.create(path, mode)
+    except FileNotFoundError:
+        ensure_dir(directory / TMP)
+        fd = calls.create(path, mode)
+    try:
+        write_all(fd, data)
+        if sync:
+            calls.fsync(fd)
+    except OSError:
+        # A failed fsync means the content is unknown: this file is given up and the caller writes a new one.
+        _forget(path)
+        raise
+    finally:
+        os.close(fd)
+    return path
+
+
+def _forget(path: str) -> None:
+    try:
+        calls.unlink(path)
+    except OSError:
+        pass  # litter in .tmp/, swept later; the error that brought us here is the one to report
+
+
+def publish(target: Path, data: bytes) -> bool:
+    """Make `target` with `data`, durably, never replacing anything.
+
+    True: it is ours and survives a power cut. False: the name was taken already; that file and its directory
+    have been synced too, so that the name counts as published; whose bytes it holds is for the caller to see.
+    """
+    temporary = _temporary(target.parent, data, sync=True)
+    try:
+        try:
+            calls.link(temporary, str(target))
+        except FileExistsError:
+            settle(target)
+            return False
+        calls.fsync_dir(str(target.parent))
+        return True
+    finally:
+        _forget(temporary)
+
+
+def publish_all(items: Iterable[tuple[Path, bytes]]) -> list[bool]:
+    """publish() for several files at once, each directory synced once. All are durable when it returns."""
+    results: list[bool] = []
+    directories: dict[str, None] = {}
+    temporaries: list[str] = []
+    try:
+        for target, data in items:
+            temporary = _temporary(target.parent, data, sync=True)
+            temporaries.append(temporary)
+            try:
+                calls.link(temporary, str(target))
+                results.append(True)
+            except FileExistsError:
+                settle(target)
+                results.append(False)
+            directories[str(target.parent)] = None
+        for directory in directories:
+            calls.fsync_dir(directory)
+    finally:
+        for temporary in temporaries:
+            _forget(temporary)
+    return results
+
+
+def settle(path: Path) -> None:
+    """Sync a file found in place of publishing, and its directory: only then does its presence count."""
+    fd = os.open(path, _READ)
+    try:
+        calls.fsync(fd)
+    finally:
+        os.close(fd)
+    calls.fsync_dir(str(path.parent))
+
+
+def replace(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
+    """Put `data` under `path`, durably and whole: a reader sees the old file or the new one."""
+    temporary = _temporary(path.parent, data, sync=True, mode=mode)
+    try:
+        calls.rename(temporary, str(path))
+    except OSError:
+        _forget(temporary)
+        raise
+    calls.fsync_dir(str(path.parent))
+
+
+def hint(path: Path, text: str) -> None:
+    """Put one value under `path` for people: whole, but not synced. Never read to decide anything."""
+    temporary = _temporary(path.parent, f"{text}\n".encode(), sync=False)
+    try:
+        calls.rename(temporary, str(path))
+    except OSError:
+        _forget(temporary)
+        raise
+
+
+Moved = Literal["moved", "same", "conflict", "gone"]
+
+
+def move(source: Path, target: Path) -> Moved:
+    """Move a file without replacing anything; needs no sync, because losing it is repaired by the look.
+
+    same      the name was taken by the same bytes: those are synced and the source is gone
+    conflict  the name was taken by other bytes: nothing was changed
+    gone      there was no source
+    """
+    for _ in range(2):
+        try:
+            calls.rename_noreplace(str(source), str(target))
+            return "moved"
+        except FileExistsError:
+            break
+        except FileNotFoundError:
+            if not os.path.lexists(source):
+                return "gone"
+            ensure_dir(target.parent)
+    if not same_bytes(source, target):
+        return "conflict"
+    settle(target)
+    calls.unlink(str(source))
+    return "same"
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Whether both are regular files with the same content."""
+    try:
+        first, second = read(one), read(other)
+    except (OSError, NotRegular):
+        return False
+    return first == second
+
+
+class NotRegular(Exception):
+    """What lies under the name is no regular file; `kind` says what it is."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"not a regular file but a {kind}")
+        self.kind = kind
+
+
+class TooLarge(Exception):
+    """The file has more bytes than the reader allows."""
+
+
+_KINDS = (
+    (stat.S_ISDIR, "directory"),
+    (stat.S_ISFIFO, "fifo"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
+
+
+def read(path: Path, limit: int | None = None) -> bytes:
+    """The content of a regular file, opened so that no link is followed and no FIFO or device can block.
+
+    Raises NotRegular, TooLarge (more than `limit` bytes, checked while reading) and OSError.
+    """
+    try:
+        fd = os.open(path, _READ)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotRegular("link") from None
+        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP):
+            raise NotRegular("socket") from None
+        raise
+    try:
+        mode = os.fstat(fd).st_mode
+        for test, kind in _KINDS:
+            if test(mode):
+                raise NotRegular(kind)
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := os.read(fd, 1 << 20):
+            size += len(chunk)
+            if limit is not None and size > limit:
+                raise TooLarge(f"more than {limit} bytes")
+            chunks.append(chunk)
+        return b"".join(chunks)
+    finally:
+        os.close(fd)
+
+
+def remove(path: Path) -> bool:
+    """Unlink a file; False when it was not there. Not synced: coming back after a power cut must be harmless."""
+    try:
+        calls.unlink(str(path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all below it, never following a link. Nothing happens when it is not there."""
+    try:
+        entries = list(os.scandir(path))
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        remove(path)
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(Path(entry.path))
+        else:
+            remove(Path(entry.path))
+    try:
+        calls.rmdir(str(path))
+    except FileNotFoundError:
+        pass
+
+
+def open_append(path: Path) -> int:
+    """A descriptor for appending to a file that need not exist yet; the caller closes it."""
+    try:
+        return calls.open_append(str(path), FILE_MODE)
+    except FileNotFoundError:
+        ensure_dir(path.parent)
+        return calls.open_append(str(path), FILE_MODE)
+
+
+def append(fd: int, line: bytes) -> None:
+    """One record with one write(). A short write is completed: a torn end is what a reader expects and cuts off."""
+    write_all(fd, line)

@@ -1,0 +1,326 @@
+"""Where everything lies: the only module that spells the names below `$LOOM_HOME` (docs/protocol.md section 1).
+
+Nothing here touches the disk, except `programs_dir`, which looks whether this is a checkout or an installation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loom.spool.fs import TMP
+from loom.wire import ids
+from loom.wire.times import day_of
+
+PROTOCOL_VERSION = 1
+ERROR_SUFFIX = ".error.json"
+
+
+def default_home(env: Mapping[str, str]) -> Path:
+    """`$LOOM_HOME`, else `~/.loom` of `$HOME`."""
+    if env.get("LOOM_HOME"):
+        return Path(env["LOOM_HOME"]).expanduser().absolute()
+    base = env.get("HOME")
+    return (Path(base) if base else Path.home()) / ".loom"
+
+
+def programs_dir(kind: str) -> Path:
+    """The directory of the shipped executables, `kind` being `tools` or `runners`: a checkout's, else the wheel's."""
+    package = Path(__file__).resolve().parent.parent
+    shipped = package / "_programs" / kind
+    return shipped if shipped.is_dir() else package.parent / kind
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A mailbox directory pair: what an agent and a pipe instance have in common."""
+
+    path: Path
+
+    @property
+    def inbox(self) -> Path:
+        return self.path / "inbox"
+
+    @property
+    def outbox(self) -> Path:
+        return self.path / "outbox"
+
+    @property
+    def in_progress(self) -> Path:
+        return self.inbox / ".in-progress"
+
+    @property
+    def failed(self) -> Path:
+        return self.inbox / ".failed"
+
+    @property
+    def unreadable(self) -> Path:
+        return self.inbox / ".unreadable"
+
+    @property
+    def refused(self) -> Path:
+        return self.outbox / ".refused"
+
+    @property
+    def turns(self) -> Path:
+        return self.path / "turns"
+
+    def processed(self, stem: str) -> Path:
+        return self.inbox / ".processed" / day_of(ids.time_of(stem)) / f"{stem}.msg"
+
+    def sent(self, stem: str) -> Path:
+        return self.outbox / ".sent" / day_of(ids.time_of(stem)) / f"{stem}.msg"
+
+    def turn(self, stem: str, attempt: int) -> Path:
+        return self.turns / f"{stem}.{attempt}.ndjson"
+
+    def error_of(self, stem: str) -> Path:
+        """NAME.error.json beside a failed message."""
+        return self.failed / f"{stem}.msg{ERROR_SUFFIX}"
+
+    def directories(self) -> tuple[Path, ...]:
+        """What must exist before the first message."""
+        return (
+            self.inbox / TMP,
+            self.in_progress,
+            self.inbox / ".processed",
+            self.failed,
+            self.unreadable,
+            self.outbox / TMP,
+            self.outbox / ".sent",
+            self.turns,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentDir(Box):
+    """`agents/<name>/`."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "agent.json"
+
+    @property
+    def prompt(self) -> Path:
+        return self.path / "prompt.md"
+
+    @property
+    def want(self) -> Path:
+        return self.path / "want"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status"
+
+    @property
+    def pid(self) -> Path:
+        return self.path / "pid"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def started_at(self) -> Path:
+        return self.path / "started_at"
+
+    @property
+    def stopped_at(self) -> Path:
+        return self.path / "stopped_at"
+
+    @property
+    def last_exit(self) -> Path:
+        return self.path / "last_exit"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def stderr(self) -> Path:
+        return self.logs / "stderr.log"
+
+    @property
+    def crashes(self) -> Path:
+        return self.path / "crashes"
+
+    @property
+    def tools(self) -> Path:
+        return self.path / "tools"
+
+    def log_of(self, day: str) -> Path:
+        return self.logs / f"{day}.ndjson"
+
+    def conversation(self, thread: str) -> Path:
+        return self.path / "conversations" / f"{thread}.ndjson"
+
+
+@dataclass(frozen=True, slots=True)
+class GoalDir:
+    """`goals/<id>/` (docs/goals.md)."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def document(self) -> Path:
+        return self.path / "goal.md"
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.ndjson"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def workspace(self) -> Path:
+        return self.path / "workspace"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results"
+
+    def attempt(self, subtask: str, attempt: int) -> Path:
+        return self.path / "subtasks" / subtask / str(attempt)
+
+    def tree(self, subtask: str, attempt: int) -> Path:
+        """The attempt's own copy of the workspace."""
+        return self.attempt(subtask, attempt) / "tree"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """`$LOOM_HOME`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yml"
+
+    @property
+    def version(self) -> Path:
+        return self.path / "version"
+
+    @property
+    def agents(self) -> Path:
+        return self.path / "agents"
+
+    @property
+    def filters(self) -> Path:
+        return self.path / "filters"
+
+    @property
+    def goals(self) -> Path:
+        return self.path / "goals"
+
+    @property
+    def heads(self) -> Path:
+        return self.path / "heads"
+
+    @property
+    def blobs(self) -> Path:
+        return self.path / "blobs"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger"
+
+    @property
+    def secrets(self) -> Path:
+        return self.path / "secrets"
+
+    @property
+    def routes(self) -> Path:
+        return self.path / "routes.json"
+
+    @property
+    def tools(self) -> Path:
+        return self.path / "tools"
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"
+
+    @property
+    def wake(self) -> Path:
+        return self.run / "wake"
+
+    @property
+    def slots(self) -> Path:
+        return self.run / "slots"
+
+    @property
+    def boot_id(self) -> Path:
+        return self.run / "boot_id"
+
+    @property
+    def supervisor_pid(self) -> Path:
+        return self.run / "supervisor.pid"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        return self.run / "supervisor.lock"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.path / "logs" / "supervisor.log"
+
+    @property
+    def start_lock(self) -> Path:
+        return self.path / "start.lock"
+
+    def agent(self, name: str) -> AgentDir:
+        """The directory of an agent whose name has been checked. Raises ValueError for any other name."""
+        if not ids.is_agent(name):
+            raise ValueError(f"not an agent name: {name!r}")
+        return AgentDir(self.agents / name)
+
+    def goal(self, goal: str) -> GoalDir:
+        """The directory of a goal whose id has been checked. Raises ValueError for any other id."""
+        if not ids.is_goal(goal):
+            raise ValueError(f"not a goal id: {goal!r}")
+        return GoalDir(self.goals / goal)
+
+    def filter_box(self, stem: str) -> Box:
+        """The directory of one filter's run: message, turn and reply (section 7)."""
+        if not ids.is_stem(stem):
+            raise ValueError(f"not a message name: {stem!r}")
+        return Box(self.filters / stem)
+
+    def wake_fifo(self, name: str) -> Path:
+        return self.wake / name
+
+    def secret(self, name: str) -> Path:
+        if not ids.is_agent(name):
+            raise ValueError(f"not a secret's name: {name!r}")
+        return self.secrets / name
+
+    def head(self, goal: str) -> Path:
+        return self.heads / goal
+
+    def directories(self) -> tuple[Path, ...]:
+        """What `open_home` makes."""
+        return (self.agents, self.filters, self.goals, self.heads, self.blobs, self.run, self.wake, self.slots)

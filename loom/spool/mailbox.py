@@ -1,0 +1,344 @@
+"""The mailbox: deliver, claim, look, answer, acknowledge, fail, retry, route (docs/protocol.md section 4, ADR-0003).
+
+    state      inbox/  .in-progress/  outbox/(reply)  .processed/   after a crash here
+    written       -          -              -              -        litter in .tmp, nothing promised
+    waiting       +          -              -              -        nothing to repair
+    claimed       -          +              -              -        resumed from its turn by the next incarnation
+    answered      -          +              +              -        finish conversation and move, no second answer
+    done          -          -              +              +        nothing to repair
+
+Every function is one arrow of this table and may be repeated after a crash at any point inside it. Whoever
+claims, answers, fails or acknowledges holds the agent's `lock`; delivering needs none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from loom.spool import fs
+from loom.spool.layout import ERROR_SUFFIX, Box
+from loom.wire import ids, message
+from loom.wire.jsontext import Malformed, dumps, loads_object
+from loom.wire.message import Message, Unreadable
+
+MAX_NAME_BYTES = 255
+
+
+class Conflict(Exception):
+    """The name is taken by other bytes: the sender reused an idempotency key for another message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A message in `.in-progress/`: readable, and ours until it is acknowledged or failed."""
+
+    stem: str
+    message: Message
+    raw: bytes
+
+
+def create(box: Box) -> None:
+    """Make the directories of a mailbox; nothing happens to those that are there."""
+    for directory in box.directories():
+        fs.ensure_dir(directory)
+
+
+# -- deliver --------------------------------------------------------------------------------------------------
+
+
+def deliver(box: Box, stem: str, data: bytes) -> bool:
+    """Put a message into the inbox, durably. False when this very message is there already, in whatever state.
+
+    Raises Conflict when the name is known with other bytes, OSError when the disk refuses (nothing accepted).
+    """
+    known = find(box, stem)
+    if known is None:
+        target = box.inbox / f"{stem}.msg"
+        if fs.publish(target, data):
+            return True
+        known = target
+    return _is_this(known, stem, data)
+
+
+def deliver_all(box: Box, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
+    """deliver() for many: one sync of the directory for all of them. Raises Conflict before any is written."""
+    fresh: list[tuple[Path, bytes]] = []
+    for stem, data in messages:
+        known = find(box, stem)
+        if known is None:
+            fresh.append((box.inbox / f"{stem}.msg", data))
+        else:
+            _is_this(known, stem, data)
+    made = dict(zip((path.name for path, _ in fresh), fs.publish_all(fresh), strict=True))
+    return [made.get(f"{stem}.msg", False) for stem, _ in messages]
+
+
+def find(box: Box, stem: str) -> Path | None:
+    """Where in the inbox's life this message stands, or None. A claim in between cannot hide it: looked at twice."""
+    name = f"{stem}.msg"
+    places = (
+        box.inbox / name,
+        box.in_progress / name,
+        box.processed(stem),
+        box.failed / name,
+        box.unreadable / name,
+    )
+    for place in (*places, *places):
+        if os.path.lexists(place):
+            return place
+    return None
+
+
+def _is_this(known: Path, stem: str, data: bytes) -> bool:
+    try:
+        same = fs.read(known, message.MAX_BYTES) == data
+    except FileNotFoundError:
+        same = True  # it moved on while we looked: it was accepted under this name, by whoever works on it
+    except (fs.NotRegular, fs.TooLarge):
+        same = False
+    if not same:
+        raise Conflict(f"a message named {stem} with other content is already in {known.parent}")
+    if known.exists():
+        fs.settle(known)
+    return False
+
+
+# -- claim ----------------------------------------------------------------------------------------------------
+
+
+class Inbox:
+    """What one process sees of its inbox: one listing serves many claims, not one listing each."""
+
+    def __init__(self, box: Box) -> None:
+        self.box = box
+        self._backlog: deque[str] = deque()
+        self._skip: set[str] = set()
+        self.odd: set[str] = set()  # entries that do not end in .msg, for the log
+        self.set_aside: list[tuple[str, str]] = []  # (name, reason) of what was found unreadable
+
+    def waiting(self) -> bool:
+        """Whether there is anything to claim, by the last listing or a new one."""
+        if not self._backlog:
+            self._list()
+        return bool(self._backlog)
+
+    def claim(self) -> Claimed | None:
+        """Take the oldest readable message, or None when there is none. What is unreadable is set aside on the way.
+
+        Raises OSError when the environment is at fault; the entry then stays where it is.
+        """
+        while self.waiting():
+            name = self._backlog.popleft()
+            mine = self.box.in_progress / name
+            try:
+                outcome = fs.move(self.box.inbox / name, mine)
+            except PermissionError:
+                self._skip.add(name)  # it cannot be moved (immutable, foreign): the queue goes on without it
+                continue
+            if outcome == "conflict":
+                _set_aside(self.box, self.box.inbox / name, "conflict", "another message of this name is in progress")
+                self.set_aside.append((name, "conflict"))
+            elif outcome != "gone":
+                claimed = take(self.box, name)
+                if isinstance(claimed, Claimed):
+                    return claimed
+                self.set_aside.append((name, claimed))
+        return None
+
+    def _list(self) -> None:
+        names = []
+        for name in os.listdir(self.box.inbox):
+            if name.endswith(".msg") and not name.startswith("."):
+                if name not in self._skip:
+                    names.append(name)
+            elif not name.startswith("."):
+                self.odd.add(name)
+        names.sort()
+        self._backlog.extend(names)
+
+
+def in_progress(box: Box) -> list[str]:
+    """File names in `.in-progress/`, oldest first: what the incarnation before us left."""
+    return sorted(n for n in os.listdir(box.in_progress) if n.endswith(".msg"))
+
+
+def take(box: Box, name: str) -> Claimed | str:
+    """Read a message that lies in `.in-progress/`; set aside when it is at fault, the reason is returned then."""
+    path = box.in_progress / name
+    stem = ids.stem_of(name)
+    try:
+        if stem is None:
+            raise Unreadable("bad_name", f"{name!a} is not <13 digits>-<ulid>.msg")
+        raw = read_message(path)
+        return Claimed(stem, message.decode(raw, stem), raw)
+    except Unreadable as error:
+        _set_aside(box, path, error.reason, str(error))
+        return error.reason
+
+
+def read_message(path: Path) -> bytes:
+    """The bytes of a message file. Raises Unreadable for what is the entry's own fault, OSError what is not."""
+    try:
+        return fs.read(path, message.MAX_BYTES)
+    except fs.NotRegular as error:
+        raise Unreadable(error.kind, str(error)) from None
+    except fs.TooLarge as error:
+        raise Unreadable("too_large", str(error)) from None
+    except PermissionError as error:
+        raise Unreadable("not_permitted", error.strerror or "permission denied") from None
+
+
+def _set_aside(box: Box, path: Path, reason: str, detail: str) -> None:
+    """Move an entry to `.unreadable/` and write the reason beside it. Its content is not touched."""
+    name = path.name
+    target = box.unreadable / name
+    if len(os.fsencode(name)) + len(ERROR_SUFFIX) > MAX_NAME_BYTES or os.path.lexists(target):
+        short = os.fsencode(name)[:120].decode("utf-8", "replace")
+        target = box.unreadable / f"{short}.{os.urandom(8).hex()}"
+    fs.calls.rename_noreplace(str(path), str(target))
+    note = {"reason": reason, "detail": detail, "name": ascii(name)[1:-1]}
+    fs.replace(target.with_name(target.name + ERROR_SUFFIX), dumps(note) + b"\n")
+
+
+# -- look, answer, acknowledge, fail ---------------------------------------------------------------------------
+
+
+Look = Literal["work", "acknowledge", "fail"]
+
+
+def look(box: Box, agent: str, stem: str, attempt: int) -> tuple[Look, Message | None]:
+    """What is still to do for a claimed message: look before work, always.
+
+    The reply is looked for in outbox/, then .sent/, then the request in .processed/: in the order in which files
+    move, so that none can slip between two looks. A reply is synced before it counts.
+    """
+    reply = ids.reply_stem(agent, stem, attempt)
+    for path in (box.outbox / f"{reply}.msg", box.sent(reply)):
+        try:
+            found = message.decode(read_message(path), reply)
+        except FileNotFoundError:
+            continue
+        except Unreadable:
+            # Whatever lies under the reply's name is the reply: a second one must never be published.
+            return "acknowledge", None
+        try:
+            fs.settle(path)
+        except FileNotFoundError:
+            pass  # the router moved it on while we looked
+        return ("fail" if found.error else "acknowledge"), found
+    if os.path.lexists(box.processed(stem)):
+        return "acknowledge", None
+    return "work", None
+
+
+def answer(box: Box, stem: str, reply: Message) -> bool:
+    """Publish the reply under its derived name. False: it was answered already, whatever the bytes."""
+    return fs.publish(box.outbox / f"{stem}.msg", message.encode(reply))
+
+
+def acknowledge(box: Box, stem: str) -> None:
+    """Move a claimed message to `.processed/`. Needs no sync: losing the move is repaired by the look."""
+    source = box.in_progress / f"{stem}.msg"
+    if fs.move(source, box.processed(stem)) == "conflict":
+        _set_aside(box, source, "conflict", "another message of this name was processed before")
+
+
+def attempts(box: Box, stem: str) -> int:
+    """How often this message has failed: `attempts` of its error.json, 0 without one."""
+    record = read_error(box, stem)
+    count = record.get("attempts") if record else 0
+    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else 0
+
+
+def read_error(box: Box, stem: str) -> Mapping[str, Any] | None:
+    """NAME.error.json as it lies there, or None."""
+    try:
+        return loads_object(fs.read(box.error_of(stem), message.MAX_BYTES))
+    except (FileNotFoundError, Malformed, fs.NotRegular, fs.TooLarge):
+        return None
+
+
+def fail(box: Box, stem: str, attempt: int, *, error_type: str, last_error: str, hint: str, ts: str) -> None:
+    """Move a claimed message to `.failed/` and write its error.json; its failure reply is published already.
+
+    `attempts` is set to attempt + 1, never incremented, so that repeating this after a crash counts once.
+    """
+    source = box.in_progress / f"{stem}.msg"
+    if fs.move(source, box.failed / f"{stem}.msg") == "conflict":
+        _set_aside(box, source, "conflict", "another message of this name failed before")
+        return
+    write_error(box, stem, attempt, error_type=error_type, last_error=last_error, hint=hint, ts=ts)
+
+
+def write_error(box: Box, stem: str, attempt: int, *, error_type: str, last_error: str, hint: str, ts: str) -> None:
+    """NAME.error.json beside a failed message (docs/protocol.md section 4)."""
+    record = {"ts": ts, "attempts": attempt + 1, "error_type": error_type, "last_error": last_error, "hint": hint}
+    fs.replace(box.error_of(stem), dumps(record) + b"\n")
+
+
+def retry(box: Box, agent: str, stem: str, ts: str) -> bool:
+    """Move a failed message back to the inbox for another attempt. False when it is not among the failed.
+
+    A crash between `fail`'s two steps leaves no error.json; it is written first, or the message would fail again
+    at the look, being answered already under its attempt.
+    """
+    failed = box.failed / f"{stem}.msg"
+    if not os.path.lexists(failed):
+        return False
+    attempt = attempts(box, stem)
+    if look(box, agent, stem, attempt)[0] == "fail":
+        write_error(
+            box, stem, attempt, error_type="unknown", last_error="the record of the failure was lost", hint="", ts=ts
+        )
+    return fs.move(failed, box.inbox / f"{stem}.msg") in ("moved", "same")
+
+
+def failed(box: Box) -> list[str]:
+    """Names (without .msg) of failed messages, oldest first."""
+    stems = (ids.stem_of(name) for name in os.listdir(box.failed))
+    return sorted(stem for stem in stems if stem is not None)
+
+
+# -- outbox ----------------------------------------------------------------------------------------------------
+
+
+def outgoing(box: Box) -> list[str]:
+    """File names in the outbox, oldest first."""
+    return sorted(n for n in os.listdir(box.outbox) if n.endswith(".msg") and not n.startswith("."))
+
+
+def mark_sent(box: Box, stem: str) -> None:
+    """Move a routed reply to `.sent/`."""
+    source = box.outbox / f"{stem}.msg"
+    if fs.move(source, box.sent(stem)) == "conflict":
+        refuse(box, f"{stem}.msg", "conflict", "another message of this name was sent before")
+
+
+def refuse(box: Box, name: str, reason: str, detail: str) -> None:
+    """Move an outbox entry that may not be routed to `.refused/`, with its reason."""
+    target = box.refused / name
+    fs.ensure_dir(box.refused)
+    if os.path.lexists(target):
+        target = box.refused / f"{name[:120]}.{os.urandom(8).hex()}"
+    try:
+        fs.calls.rename(str(box.outbox / name), str(target))
+    except FileNotFoundError:
+        return
+    note = {"reason": reason, "detail": detail, "name": ascii(name)[1:-1]}
+    fs.replace(target.with_name(target.name[:200] + ERROR_SUFFIX), dumps(note) + b"\n")
+
+
+def find_reply(box: Box, agent: str, stem: str, attempt: int) -> Message | None:
+    """The reply to a message for someone who waits for it, or None so far."""
+    reply = ids.reply_stem(agent, stem, attempt)
+    for path in (box.outbox / f"{reply}.msg", box.sent(reply), box.outbox / f"{reply}.msg"):
+        try:
+            return message.decode(read_message(path), reply)
+        except (FileNotFoundError, Unreadable):
+            continue
+    return None

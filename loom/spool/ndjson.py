@@ -1,0 +1,110 @@
+"""NDJSON files that survive a crash: append, and read back up to the last whole line (docs/protocol.md section 8).
+
+Shared by turn records, journals, conversations and logs. A torn or NUL-filled end is what a crash leaves; it is
+cut off before anything is appended, and kept beside the file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from loom.spool import fs
+from loom.wire.jsontext import Malformed, dumps, loads_object
+
+MAX_LINE_BYTES = 64 << 10
+
+
+class Damaged(Exception):
+    """A good record stands behind a bad one: no torn end, so nothing is cut. Names the file and the line."""
+
+
+def whole_lines(data: bytes) -> tuple[list[bytes], bytes]:
+    """(complete lines without newlines, the unfinished end)."""
+    end = data.rfind(b"\n") + 1
+    return data[:end].split(b"\n")[:-1] if end else [], data[end:]
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that other processes may be appending to: unfinished and damaged lines are left out."""
+    try:
+        lines, _ = whole_lines(fs.read(path))
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(loads_object(line))
+        except Malformed:
+            continue
+    return found
+
+
+class Appender:
+    """The one writer of an NDJSON file. Opening cuts off a torn end; `records` are those that were whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.created = not path.exists()
+        self._fd = fs.open_append(path)
+        self._dir_synced = False
+        try:
+            self.records, self.cut = _repair(path, self._fd)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, record: dict[str, Any]) -> None:
+        """One line, one write. Durable only after sync()."""
+        fs.append(self._fd, dumps(record) + b"\n")
+
+    def sync(self) -> None:
+        """Everything appended so far survives a power cut, the file's name included."""
+        fs.calls.fdatasync(self._fd)
+        if not self._dir_synced:
+            fs.calls.fsync_dir(str(self.path.parent))
+            self._dir_synced = True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _repair(path: Path, fd: int) -> tuple[list[dict[str, Any]], int]:
+    """(good records, bytes cut off). Raises Damaged when a good record stands behind a bad one."""
+    data = fs.read(path)
+    lines, end = whole_lines(data)
+    records: list[dict[str, Any]] = []
+    good_bytes = 0
+    for number, line in enumerate(lines):
+        try:
+            records.append(loads_object(line))
+        except Malformed as error:
+            if any(_is_good(later) for later in lines[number + 1 :]):
+                raise Damaged(f"{path}:{number + 1}: {error}, and good records stand behind it") from None
+            break
+        good_bytes += len(line) + 1
+    cut = len(data) - good_bytes
+    if cut:
+        keep_torn(path, data[good_bytes:], good_bytes)
+        fs.calls.truncate(fd, good_bytes)
+        fs.calls.fsync(fd)
+    del end
+    return records, cut
+
+
+def keep_torn(path: Path, torn: bytes, offset: int) -> None:
+    """Keep what is cut off an NDJSON file beside it; the same cut repeated after a crash is the same file."""
+    target = path.with_name(f"{path.name}.torn.{offset}")
+    if not target.exists():
+        fs.publish(target, torn)
+
+
+def _is_good(line: bytes) -> bool:
+    try:
+        loads_object(line)
+    except Malformed:
+        return False
+    return True

@@ -1,0 +1,168 @@
+"""`agent.json`: what an agent is. Decoded strictly, because a person may edit it (docs/protocol.md section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from loom.wire import ids
+from loom.wire.errors import Config, LoomError
+from loom.wire.jsontext import Malformed, dumps, loads_object
+
+VERSION = 1
+Policy = Literal["always", "on-failure", "never"]
+Want = Literal["up", "down", "demand", "dead"]
+WANTS: tuple[Want, ...] = ("up", "down", "demand", "dead")
+POLICIES: tuple[Policy, ...] = ("always", "on-failure", "never")
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """When and how fast a runner is started again (docs/protocol.md section 7).
+
+    limit crashes within window_s without a finished message end as `dead`; base_s 0 restarts at once.
+    """
+
+    policy: Policy = "always"
+    base_s: float = 1.0
+    max_s: float = 300.0
+    limit: int = 10
+    window_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """One agent. `runner` names an executable in runners/ or is an absolute path to one.
+
+    tools     names of granted tools      options   sampling settings for the model
+    env       added to the runner's environment; never a secret
+    idle_s    leave after so many idle seconds (pool agents); None: stay
+    unsafe_no_sandbox   run-shell may run although there is no sandbox; recorded in the log
+    """
+
+    name: str
+    model: str
+    runner: str = "agent"
+    tools: tuple[str, ...] = ()
+    restart: Restart = Restart()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    idle_s: float | None = None
+    unsafe_no_sandbox: bool = False
+    rest: Mapping[str, Any] = field(default_factory=dict)
+
+
+_FIELDS = {"v", "name", "model", "runner", "tools", "restart", "options", "env", "idle_s", "unsafe_no_sandbox"}
+
+
+def encode(spec: AgentSpec) -> bytes:
+    """The bytes of agent.json, one field a line: people read it."""
+    r = spec.restart
+    fields: dict[str, Any] = {
+        "v": VERSION,
+        "name": spec.name,
+        "model": spec.model,
+        "runner": spec.runner,
+        "tools": list(spec.tools),
+        "restart": {
+            "policy": r.policy,
+            "base_s": r.base_s,
+            "max_s": r.max_s,
+            "limit": r.limit,
+            "window_s": r.window_s,
+        },
+        "options": dict(spec.options),
+        "env": dict(spec.env),
+        "idle_s": spec.idle_s,
+        "unsafe_no_sandbox": spec.unsafe_no_sandbox,
+        **spec.rest,
+    }
+    lines = [b"  " + dumps(k) + b": " + dumps(v) for k, v in fields.items()]
+    return b"{\n" + b",\n".join(lines) + b"\n}\n"
+
+
+def decode(data: bytes, where: str) -> AgentSpec:
+    """The spec in `data`; `where` names the file in errors. Raises errors.Config and nothing else."""
+    try:
+        raw = loads_object(data)
+        return _decode(raw)
+    except Malformed as error:
+        raise Config(f"{where} cannot be read: {error}") from None
+    except (KeyError, TypeError, ValueError, LoomError) as error:
+        raise Config(f"{where} is not a valid agent: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _decode(raw: Mapping[str, Any]) -> AgentSpec:
+    if raw.get("v") != VERSION:
+        raise ValueError(f"version {raw.get('v')!r}, this loom reads {VERSION}")
+    name, model, runner = _text(raw, "name"), _text(raw, "model"), _text(raw, "runner", "agent")
+    if not model:
+        raise ValueError("field 'model' is empty")
+    if not ids.is_agent(name):
+        raise ValueError(f"{name!r} is not an agent name")
+    tools = raw.get("tools", [])
+    if not isinstance(tools, list) or not all(isinstance(t, str) for t in tools):
+        raise ValueError("field 'tools' is not a list of names")
+    env, options = raw.get("env", {}), raw.get("options", {})
+    if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
+        raise ValueError("field 'env' is not an object of strings")
+    if not isinstance(options, dict):
+        raise ValueError("field 'options' is not an object")
+    idle = raw.get("idle_s")
+    if idle is not None:
+        idle = _number(raw, "idle_s", 0)
+    return AgentSpec(
+        name=name,
+        model=model,
+        runner=runner,
+        tools=tuple(tools),
+        restart=decode_restart(raw.get("restart", {})),
+        options=options,
+        env=env,
+        idle_s=idle,
+        unsafe_no_sandbox=raw.get("unsafe_no_sandbox") is True,
+        rest={k: v for k, v in raw.items() if k not in _FIELDS},
+    )
+
+
+def decode_restart(raw: object) -> Restart:
+    """A policy word or {policy, base_s, max_s, limit, window_s}. Raises ValueError."""
+    if isinstance(raw, str):
+        raw = {"policy": raw}
+    if not isinstance(raw, dict):
+        raise ValueError("field 'restart' is neither a word nor an object")
+    if unknown := set(raw) - {"policy", "base_s", "max_s", "limit", "window_s"}:
+        raise ValueError(f"restart has no setting {sorted(unknown)[0]!r}")
+    policy = raw.get("policy", "always")
+    if policy not in POLICIES:
+        raise ValueError(f"restart policy {policy!r} is not one of {', '.join(POLICIES)}")
+    default = Restart()
+    limit = raw.get("limit", default.limit)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        raise ValueError("restart limit is not a whole number of at least 1")
+    return Restart(
+        policy=policy,
+        base_s=_number(raw, "base_s", default.base_s),
+        max_s=_number(raw, "max_s", default.max_s),
+        limit=limit,
+        window_s=_number(raw, "window_s", default.window_s),
+    )
+
+
+def _text(raw: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    value = raw[name] if default is None else raw.get(name, default)
+    if not isinstance(value, str):
+        raise ValueError(f"field {name!r} is not a string")
+    return value
+
+
+def _number(raw: Mapping[str, Any], name: str, default: float) -> float:
+    value = raw.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise ValueError(f"field {name!r} is not a number of seconds")
+    return float(value)

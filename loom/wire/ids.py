@@ -1,0 +1,120 @@
+"""Names: every rule about what an agent, thread, goal, subtask or message may be called, in one place.
+
+A name that passed here may be joined to a path. Message names and derived reply names: ADR-0002,
+docs/protocol.md section 2; test vectors in docs/vectors.json.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+
+from loom.wire.errors import Usage
+
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+MESSAGE_SUFFIX = ".msg"
+
+_AGENT = re.compile(r"[a-z][a-z0-9-]{0,63}")
+_THREAD = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SUBTASK = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_GOAL = re.compile(r"[0-9]{8}-[a-z0-9]+(?:-[a-z0-9]+)*")
+_STEM = re.compile(r"[0-9]{13}-[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_RESERVED = re.compile(r"(?:planner|executor|verifier|keeper)(?:-.*)?|router|supervisor|user")
+
+POOL_ROLES = ("planner", "executor", "verifier", "keeper")
+
+
+def check_agent(name: str, *, reserved_ok: bool = False) -> str:
+    """`name` when it is a legal agent name. Raises Usage; names of the harness itself are refused to users."""
+    if not _AGENT.fullmatch(name):
+        raise Usage(
+            f"agent name {name!a} is not valid: a lower-case letter, then letters, digits and '-', at most 64",
+            hint="for example: my-agent",
+        )
+    if not reserved_ok and _RESERVED.fullmatch(name):
+        raise Usage(f"agent name {name!r} is reserved for loom's own processes", hint="choose another name")
+    return name
+
+
+def is_agent(name: str) -> bool:
+    """Whether `name` could be an agent's, reserved ones included."""
+    return _AGENT.fullmatch(name) is not None
+
+
+def check_thread(name: str) -> str:
+    """`name` when it is a legal thread. Raises Usage."""
+    if not _THREAD.fullmatch(name):
+        raise Usage(f"thread {name!a} is not valid: a lower-case letter or digit, then those and '._-', at most 64")
+    return name
+
+
+def is_thread(name: str) -> bool:
+    return _THREAD.fullmatch(name) is not None
+
+
+def is_subtask(name: str) -> bool:
+    return _SUBTASK.fullmatch(name) is not None
+
+
+def is_goal(name: str) -> bool:
+    return len(name) <= 80 and _GOAL.fullmatch(name) is not None
+
+
+def check_goal(name: str) -> str:
+    """`name` when it is a legal goal id. Raises Usage."""
+    if not is_goal(name):
+        raise Usage(f"goal id {name!a} is not valid", hint="list them with: loom goal ps -a")
+    return name
+
+
+def goal_id(text: str, day: str, draw: bytes) -> str:
+    """`<yyyymmdd>-<short words>-<4 chars>`. `day` is yyyymmdd; `draw` gives the last four characters."""
+    words = re.findall(r"[a-z0-9]+", text.lower())[:4]
+    tail = "".join(CROCKFORD[b % 32] for b in draw[:4]).lower()
+    return "-".join([day, *[w[:12] for w in words], tail])
+
+
+def encode_ulid(ts_ms: int, random80: bytes) -> str:
+    """26 Crockford characters: 48 bits of time, then the 80 bits given."""
+    if not 0 <= ts_ms < 1 << 48 or len(random80) != 10:
+        raise ValueError("a ULID takes 48 bits of time and 10 bytes")
+    value = ts_ms << 80 | int.from_bytes(random80, "big")
+    return "".join(CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
+def message_stem(ts_ms: int, random80: bytes) -> str:
+    """A new message's name without its suffix; `ts_ms` must have 13 digits, which it has from 2001 to 2286."""
+    return f"{ts_ms:013d}-{encode_ulid(ts_ms, random80)}"
+
+
+def is_stem(stem: str) -> bool:
+    """Whether this is a message's name without `.msg`."""
+    return _STEM.fullmatch(stem) is not None
+
+
+def stem_of(filename: str) -> str | None:
+    """The name without `.msg`, or None when a file of this name is no message."""
+    if not filename.endswith(MESSAGE_SUFFIX):
+        return None
+    stem = filename[: -len(MESSAGE_SUFFIX)]
+    return stem if is_stem(stem) else None
+
+
+def ulid_of(stem: str) -> str:
+    return stem[14:]
+
+
+def time_of(stem: str) -> int:
+    """Unix milliseconds as the name says them: for sharding by day, never for ordering."""
+    return int(stem[:13])
+
+
+def reply_stem(agent: str, request: str, attempt: int = 0, part: int = 0) -> str:
+    """The derived name of the answer of `agent` to the message `request` (both without `.msg`; ADR-0002).
+
+    The reply itself is part 0, its parts are 1…n. Anyone can compute it, so an answer that is already
+    there is found by name, and a second one cannot be published beside it.
+    """
+    seed = f"loom1\0reply\0{agent}\0{request}\0{attempt}\0{part}".encode("ascii")
+    ts_ms = time_of(request)
+    return f"{request[:13]}-{encode_ulid(ts_ms, sha256(seed).digest()[:10])}"

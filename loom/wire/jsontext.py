@@ -1,0 +1,106 @@
+"""JSON as bytes, strict in both directions: the only place that calls an encoder or a decoder (ADR-0015).
+
+Reading uses the standard library everywhere, so that whole numbers of any size and unknown fields come back
+as they were. Writing uses orjson once a long-lived process has asked for it (`use_orjson`); both writers give
+compact UTF-8 without NaN, and whatever one writes the other reads as the same value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+MAX_DEPTH = 64
+
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_fast: Callable[[Any], bytes] | None = None
+
+
+class Malformed(ValueError):
+    """The bytes are not the JSON we accept; the text says in which way."""
+
+
+def use_orjson() -> None:
+    """Write with orjson from now on. Called by processes that live long enough to pay for its import (17 ms)."""
+    global _fast
+    import orjson
+
+    _fast = orjson.dumps
+
+
+def dumps(value: Any) -> bytes:
+    """`value` as compact UTF-8 without a newline.
+
+    Raises ValueError for NaN, infinities and lone surrogates, TypeError for what JSON cannot say.
+    """
+    if _fast is not None:
+        try:
+            return _fast(value)
+        except TypeError:
+            pass  # a whole number over 64 bits, a mapping that is no dict: the other encoder decides
+    return _encoder.encode(value).encode("utf-8")
+
+
+def loads(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
+    """Parse strict UTF-8 JSON nested at most `max_depth` deep. Raises Malformed, never RecursionError."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"not UTF-8 at byte {error.start}") from None
+    if data.count(b"[") + data.count(b"{") > max_depth and _depth(text) > max_depth:
+        raise Malformed(f"nested deeper than {max_depth} levels")
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except Malformed:
+        raise
+    except ValueError as error:
+        raise Malformed(f"not JSON: {error}") from None
+    except RecursionError:
+        raise Malformed(f"nested deeper than {max_depth} levels") from None
+    if "\\u" in text:
+        # A lone surrogate is legal JSON text and no legal Unicode: nothing could write it back.
+        try:
+            _encoder.encode(value).encode("utf-8")
+        except UnicodeEncodeError:
+            raise Malformed("a lone surrogate escape") from None
+    return value
+
+
+def loads_object(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
+    """Like loads, for what must be one object."""
+    value = loads(data, max_depth)
+    if not isinstance(value, dict):
+        raise Malformed(f"not an object but {_kind(value)}")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise Malformed(f"{name} is not JSON")
+
+
+def _kind(value: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
+
+
+def _depth(text: str) -> int:
+    """The deepest nesting outside strings; on broken JSON some number, the parser will refuse it anyway."""
+    depth = deepest = 0
+    in_string = escaped = False
+    for char in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                in_string = False
+        elif char == '"':
+            in_string = True
+        elif char in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in "]}":
+            depth -= 1
+    return deepest

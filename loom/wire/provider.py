@@ -1,0 +1,31 @@
+"""Where models live: one server that speaks a dialect, as `providers:` in config.yml names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One model server. Holds no key, only where to find it: a record may be printed and logged.
+
+    alias        the name before the slash of a model's name; overriding `openai`, `openrouter` or `ollama` is fine
+    dialect      how the server is spoken to, e.g. "openai"; '' keeps that of the built-in provider of this alias
+    base_url     up to and including the version, e.g. http://10.0.0.5:8000/v1; '' keeps the built-in one
+    key          name of the secret; '' when the server wants none. The secret `openai` is looked for in the
+                 variable OPENAI_API_KEY, then in key_file, key_command and the secret store
+    key_file     a file that holds the key and nothing else
+    key_command  argument list of a program that prints the key
+    slots        how many requests may be in flight at once, over all processes; None: no limit
+    rpm, tpm     requests and tokens a minute, over all processes; None: no limit
+    """
+
+    alias: str
+    dialect: str
+    base_url: str
+    key: str = ""
+    key_file: str = ""
+    key_command: tuple[str, ...] = ()
+    slots: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
