@@ -41,8 +41,8 @@ dev-venv:
 	@sh .ci/venv dev
 
 style: dev-venv
-	@$(BIN)/python -m ruff check .
-	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m ruff check --extend-exclude __pycache__ .
+	@$(BIN)/python -m ruff format --check --extend-exclude __pycache__ .
 
 types: dev-venv
 	@$(BIN)/python -m mypy

@@ -218,6 +218,12 @@ class Workspace:
         beneath = beneath and not os.environ.get("LOOM_TOOL_NO_OPENAT2")
         self._openat2 = _openat2(self.fd) if beneath else None
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.fd)
+
     def open(self, parts, flags):
         """A descriptor of what `parts` lead to, beneath the workspace whatever links or renames there are.
 

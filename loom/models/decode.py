@@ -68,10 +68,10 @@ def usage(data: object) -> Usage:
     return Usage(count(data.get("input_tokens")), count(data.get("output_tokens")), count(data.get("cached_tokens")))
 
 
-def calls(data: object, prefix: str) -> tuple[ToolCall, ...] | None:
+def calls(data: object, prefix: str | None) -> tuple[ToolCall, ...] | None:
     """Tool calls as programs and scripts write them: [{"name", "input", "id"?}]. None when it is not such a list.
 
-    A call without an id is given one; see call_prefix.
+    A call without an id is given one that begins with `prefix` (see call_prefix), or '' when that is None.
     """
     if not isinstance(data, list):
         return None
@@ -82,8 +82,9 @@ def calls(data: object, prefix: str) -> tuple[ToolCall, ...] | None:
         given, call_id, raw = item.get("input", {}), item.get("id"), item.get("raw", "")
         if not (given is None or isinstance(given, dict)) or not isinstance(raw, str):
             return None
-        known = isinstance(call_id, str) and call_id != ""
-        out.append(ToolCall(str(call_id) if known else f"{prefix}{index}", item["name"], given, raw))
+        if not isinstance(call_id, str) or not call_id:
+            call_id = "" if prefix is None else f"{prefix}{index}"
+        out.append(ToolCall(call_id, item["name"], given, raw))
     return tuple(out)
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from loom.models import classify
+from loom.models.address import split_url
 from loom.models.classify import Endpoint
 from loom.models.openai_answer import Answer
 from loom.models.sse import SseParser
-from loom.models.transport import Response, Timeouts, post_stream, split_url
+from loom.models.transport import DEFAULT, Response, Timeouts, post_stream
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatMessage, ChatRequest, Chunk, TextDelta, ToolCall
 
@@ -26,7 +27,7 @@ _OPENAI_ITSELF = "api.openai.com"
 class OpenAIModel:
     """One model at one server. Every request opens its own connection."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts = Timeouts()) -> None:
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT) -> None:
         self.name = endpoint.name
         self._endpoint = endpoint
         self._timeouts = timeouts
@@ -83,6 +84,11 @@ class OpenAIModel:
             return jsontext.dumps(body)
         except (ValueError, TypeError) as error:
             raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
+
+
+def open_model(endpoint: Endpoint) -> OpenAIModel:
+    """The registry's way in."""
+    return OpenAIModel(endpoint)
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The chunks of one chat/completions answer, put together. Pure: the part of the dialect that no socket is needed for."""
+"""The chunks of one chat/completions answer, put together. Pure: the part of the dialect without sockets."""
 
 from __future__ import annotations
 
@@ -163,8 +163,10 @@ class Answer:
         if self._refused:
             return "refusal"
         stop = _STOP.get(self._finish, "end")
-        # Some servers say "stop" after tool calls; "length" stays, for then the last call may be cut.
-        return "tool_calls" if stop == "end" and self._calls else stop
+        if stop in ("end", "tool_calls"):
+            # Some servers say "stop" after tool calls. "length" stays, for then the last call may be cut.
+            return "tool_calls" if self._calls else "end"
+        return stop
 
     def _count(self, usage: object) -> None:
         if not isinstance(usage, dict):

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
+from loom.models.address import split_url
 from loom.models.classify import Phase, unreachable
 from loom.wire import errors
 
@@ -32,6 +34,9 @@ class Timeouts:
     connect_s: float = 10.0
     first_byte_s: float = 120.0
     idle_s: float = 60.0
+
+
+DEFAULT = Timeouts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class Response:
                 got += piece
                 if len(got) >= limit_bytes:
                     break
-        except errors.BrokenStream:
+        except errors.Unavailable:
             pass
         return bytes(got[:limit_bytes])
 
@@ -64,7 +69,7 @@ def post_stream(
     url: str,
     headers: Mapping[str, str],
     body: bytes,
-    timeouts: Timeouts = Timeouts(),
+    timeouts: Timeouts = DEFAULT,
     *,
     hint: str = "",
     max_body_bytes: int = MAX_BODY_BYTES,
@@ -95,22 +100,6 @@ def post_stream(
         sock.close()
 
 
-def split_url(url: str) -> SplitResult:
-    """The parts of a server's address. Raises Config when it is not one we can use."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or not (url.isascii() and url.isprintable()) or " " in url:
-        raise errors.Config(f"base_url {url!r} is no http:// or https:// address; correct it in config.yml")
-    if parts.username is not None or parts.password is not None:
-        raise errors.Config(
-            f"the base_url at {parts.hostname} holds a user or password; remove it and use key_file in config.yml"
-        )
-    return parts
-
-
 def _connect(parts: SplitResult, timeouts: Timeouts, hint: str) -> socket.socket:
     where, secure = parts.netloc, parts.scheme == "https"
     address = (parts.hostname or "", parts.port or (443 if secure else 80))
@@ -127,8 +116,6 @@ def _connect(parts: SplitResult, timeouts: Timeouts, hint: str) -> socket.socket
 
 
 def _secured(sock: socket.socket, parts: SplitResult) -> socket.socket:
-    import ssl  # 10 ms that a local server does not cost
-
     try:
         return ssl.create_default_context().wrap_socket(sock, server_hostname=parts.hostname)
     except (OSError, ValueError) as error:

@@ -76,8 +76,14 @@ def read_spec(agent: AgentDir) -> AgentSpec:
 
 
 def read_want(agent: AgentDir) -> Want:
-    """What is wanted of this agent; `down` when the file is missing or holds no such word."""
-    text = read_hint(agent.want)
+    """What is wanted of this agent; `down` when the file is missing or holds no such word.
+
+    Raises OSError for what is the environment's fault: no descriptors does not mean that an agent is unwanted.
+    """
+    try:
+        text = fs.read(agent.want, 4096).decode("utf-8", "replace").strip()
+    except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
+        return "down"
     return next((want for want in WANTS if want == text), "down")
 
 
@@ -111,11 +117,30 @@ def has_mail(agent: AgentDir) -> bool:
     """Whether there is anything to do: waiting or claimed and not finished."""
     for directory in (agent.inbox, agent.in_progress):
         try:
-            if any(n.endswith(".msg") for n in os.listdir(directory)):
+            if any(n.endswith(".msg") and not n.startswith(".") for n in os.listdir(directory)):
                 return True
         except FileNotFoundError:
             continue
     return False
+
+
+def finished_mark(agent: AgentDir) -> frozenset[tuple[str, int]]:
+    """Two marks differ when a message was acknowledged or failed between them: directory times, no listing of messages.
+
+    `gc` and `retry` change these times too; then an agent counts as a little healthier than it is.
+    """
+    shards = agent.processed(f"{0:013d}-{'0' * 26}").parent.parent
+    try:
+        directories = [agent.failed, *(shards / name for name in os.listdir(shards))]
+    except FileNotFoundError:
+        directories = [agent.failed]
+    marks = set()
+    for directory in directories:
+        try:
+            marks.add((directory.name, directory.stat().st_mtime_ns))
+        except FileNotFoundError:
+            continue
+    return frozenset(marks)
 
 
 def each(home: Home) -> Iterator[AgentDir]:

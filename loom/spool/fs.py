@@ -16,6 +16,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -81,11 +82,31 @@ class Calls:
     def chmod(self, fd: int, mode: int) -> None:
         os.fchmod(fd, mode)
 
+    def sync_file_system(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _syncfs(fd)
+        finally:
+            os.close(fd)
+
     def symlink(self, text: str, path: str) -> None:
         os.symlink(text, path)
 
     def mkfifo(self, path: str, mode: int) -> None:
         os.mkfifo(path, mode)
+
+
+def _syncfs(fd: int) -> None:
+    """syncfs(2), which reports write errors; sync(2) where there is none."""
+    if sys.platform != "linux":
+        os.sync()
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 calls = Calls()
@@ -251,30 +272,49 @@ def move(source: Path, target: Path) -> Moved:
     conflict  the name was taken by other bytes: nothing was changed
     gone      there was no source
     """
-    for _ in range(2):
+    while True:
         try:
             calls.rename_noreplace(str(source), str(target))
             return "moved"
-        except FileExistsError:
-            break
         except FileNotFoundError:
             if not os.path.lexists(source):
                 return "gone"
             ensure_dir(target.parent)
-    if not same_bytes(source, target):
-        return "conflict"
-    settle(target)
-    calls.unlink(str(source))
-    return "same"
+            continue
+        except FileExistsError:
+            pass
+        try:
+            if not same_bytes(source, target):
+                return "conflict"
+            settle(target)
+        except FileNotFoundError:
+            continue  # one of them went away while we compared
+        remove(source)
+        return "same"
 
 
 def same_bytes(one: Path, other: Path) -> bool:
-    """Whether both are regular files with the same content."""
+    """Whether both are regular files with the same content; one that may not be read has other content.
+
+    Raises OSError for what is the environment's fault: no descriptors or an I/O error is no difference.
+    """
     try:
-        first, second = read(one), read(other)
-    except (OSError, NotRegular):
+        first = _open_regular(one)
+        try:
+            second = _open_regular(other)
+            try:
+                if os.fstat(first).st_size != os.fstat(second).st_size:
+                    return False
+                while chunk := os.read(first, 1 << 20):
+                    if chunk != os.read(second, 1 << 20):
+                        return False
+                return not os.read(second, 1)
+            finally:
+                os.close(second)
+        finally:
+            os.close(first)
+    except (NotRegular, PermissionError):
         return False
-    return first == second
 
 
 class NotRegular(Exception):
@@ -303,19 +343,8 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
     Raises NotRegular, TooLarge (more than `limit` bytes, checked while reading) and OSError.
     """
+    fd = _open_regular(path)
     try:
-        fd = os.open(path, _READ)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise NotRegular("link") from None
-        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP):
-            raise NotRegular("socket") from None
-        raise
-    try:
-        mode = os.fstat(fd).st_mode
-        for test, kind in _KINDS:
-            if test(mode):
-                raise NotRegular(kind)
         chunks: list[bytes] = []
         size = 0
         while chunk := os.read(fd, 1 << 20):
@@ -326,6 +355,23 @@ def read(path: Path, limit: int | None = None) -> bytes:
         return b"".join(chunks)
     finally:
         os.close(fd)
+
+
+def _open_regular(path: Path) -> int:
+    try:
+        fd = os.open(path, _READ)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotRegular("link") from None
+        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP):
+            raise NotRegular("socket") from None
+        raise
+    mode = os.fstat(fd).st_mode
+    for test, kind in _KINDS:
+        if test(mode):
+            os.close(fd)
+            raise NotRegular(kind)
+    return fd
 
 
 def remove(path: Path) -> bool:
@@ -339,8 +385,12 @@ def remove(path: Path) -> bool:
 
 def remove_tree(path: Path) -> None:
     """Remove a directory and all below it, never following a link. Nothing happens when it is not there."""
+    if path.is_symlink():  # scandir would follow it and empty what it points to
+        remove(path)
+        return
     try:
-        entries = list(os.scandir(path))
+        with os.scandir(path) as found:
+            entries = list(found)
     except FileNotFoundError:
         return
     except NotADirectoryError:
@@ -369,3 +419,50 @@ def open_append(path: Path) -> int:
 def append(fd: int, line: bytes) -> None:
     """One record with one write(). A short write is completed: a torn end is what a reader expects and cuts off."""
     write_all(fd, line)
+
+
+def copy_file(source: int, target: Path, mode: int, *, sync: bool = False) -> str:
+    """Copy an open regular file to a new `target` of this mode; the SHA-256 of the bytes that were copied.
+
+    Durable on its own only with `sync`; a whole tree is synced at once by sync_tree.
+    """
+    digest = sha256()
+    fd = calls.create(str(target), FILE_MODE)
+    try:
+        while chunk := os.read(source, 1 << 20):
+            digest.update(chunk)
+            write_all(fd, chunk)
+        calls.chmod(fd, mode)
+        if sync:
+            calls.fsync(fd)
+    finally:
+        os.close(fd)
+    return digest.hexdigest()
+
+
+def make_dir(path: Path, mode: int) -> None:
+    """Make one directory with exactly this mode, whatever the umask."""
+    calls.mkdir(str(path), DIR_MODE)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        calls.chmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def sync_tree(path: Path) -> None:
+    """Everything written to this file system so far survives a power cut: one call for a whole tree."""
+    calls.sync_file_system(str(path))
+
+
+def exchange_file(path: Path, data: bytes, mode: int, temporary: Path) -> None:
+    """Put `data` under `path` by way of a temporary file of the caller's choice, replacing what a crash left of it."""
+    remove(temporary)
+    fd = calls.create(str(temporary), FILE_MODE)
+    try:
+        write_all(fd, data)
+        calls.chmod(fd, mode)
+        calls.fsync(fd)
+    finally:
+        os.close(fd)
+    calls.rename(str(temporary), str(path))

@@ -62,11 +62,13 @@ def disk_error(error: OSError, tried: str) -> Disk:
         errno.EMFILE: "too many open files: raise `ulimit -n`",
         errno.ENFILE: "the system has too many open files",
         errno.EIO: "the disk reports an error: check the kernel log",
+        errno.EEXIST: "something there is no directory: set LOOM_HOME to another place",
         errno.ENOTDIR: "something on the way is no directory: set LOOM_HOME to another place",
         errno.EXDEV: "all of a home must lie on one device",
         errno.EFBIG: "the file-size limit is reached: raise `ulimit -f`",
     }
-    place = f" ({os.fsdecode(error.filename)})" if error.filename and str(error.filename) not in tried else ""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    place = f" ({name})" if name and name not in tried else ""
     return Disk(f"{tried}: {error.strerror or error}{place}", hint=hints.get(error.errno or 0, ""))
 
 
@@ -77,7 +79,10 @@ def _create(home: Home) -> None:
 
 
 def _check_version(home: Home) -> None:
-    text = fs.read(home.version, 100).decode("ascii", "replace").strip()
+    try:
+        text = fs.read(home.version, 100).decode("ascii", "replace").strip()
+    except (fs.NotRegular, fs.TooLarge) as error:
+        raise Config(f"{home.version} cannot be read: {error}", hint="is this a loom home?") from None
     if not text.isdigit():
         raise Config(f"{home.version} holds {text!a}, not a protocol version", hint="is this a loom home?")
     if int(text) > PROTOCOL_VERSION:
@@ -89,15 +94,12 @@ def _check_version(home: Home) -> None:
 
 def _check_boot(home: Home, env: dict[str, str] | os._Environ[str]) -> None:
     boot = locks.boot_id()
-    try:
-        if home.boot_id.read_text(encoding="ascii").strip() == boot:
-            return
-    except (FileNotFoundError, UnicodeDecodeError):
-        pass
+    if _is_noted(home, boot):
+        return
     lock = locks.acquire(home.start_lock, wait=True)
     assert lock is not None
     with lock:
-        if home.boot_id.exists() and home.boot_id.read_text(encoding="ascii").strip() == boot:
+        if _is_noted(home, boot):
             return
         check_ground(home, env)
         fs.remove_tree(home.run)
@@ -106,6 +108,13 @@ def _check_boot(home: Home, env: dict[str, str] | os._Environ[str]) -> None:
         check_devices(home)
         self_test(home)
         fs.replace(home.boot_id, f"{boot}\n".encode())
+
+
+def _is_noted(home: Home, boot: str) -> bool:
+    try:
+        return fs.read(home.boot_id, 100).decode("ascii", "replace").strip() == boot
+    except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
+        return False
 
 
 def ground(path: Path) -> Ground:

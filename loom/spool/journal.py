@@ -16,12 +16,13 @@ from typing import Any
 from loom.spool import blobs, fs, locks, ndjson
 from loom.wire import event as wire
 from loom.wire.event import ZERO_HASH, Event
-from loom.wire.jsontext import Malformed, dumps, loads_object
+from loom.wire.jsontext import Malformed, dumps, loads_object, too_deep
 from loom.wire.times import parse_us, rfc3339
 
 HEAD_EVERY = 64
 _TAIL_BYTES = 4 * wire.MAX_LINE_BYTES
 _BLOB = "$blob"
+_BLOB_DEPTH = 128
 
 
 class JournalDamaged(Exception):
@@ -49,14 +50,21 @@ class Journal:
         if lock is None:
             raise JournalBusy(f"{path} is being written by another process")
         self._lock = lock
-        self._fd = fs.open_append(path)
+        self._fd = -1
+        self._failed = False
+        self._unsynced = False
         self.torn_bytes = 0
-        last = self._mend()
-        self.seq = last.seq if last else 0
-        self.hash = last.hash if last else ZERO_HASH
-        self._last_us = parse_us(last.ts) if last else 0
-        if not last:
-            fs.calls.fsync_dir(str(path.parent))
+        try:
+            self._fd = fs.open_append(path)
+            last = self._mend()
+            self.seq = last.seq if last else 0
+            self.hash = last.hash if last else ZERO_HASH
+            self._last_us = _us_of(path, last) if last else 0
+            if not last:
+                fs.calls.fsync_dir(str(path.parent))
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, type_: str, actor: Mapping[str, Any], cause: str, data: Mapping[str, Any]) -> Event:
         """Add one event; it is durable when this returns, and only then may it take effect."""
@@ -65,26 +73,44 @@ class Journal:
         return event
 
     def stage(self, type_: str, actor: Mapping[str, Any], cause: str, data: Mapping[str, Any]) -> Event:
-        """Add one event without syncing: several may share one sync(). Nothing may act on it before that."""
+        """Add one event without syncing: several may share one sync(). Nothing may act on it before that.
+
+        Raises ValueError for what could not be read back. After a failed write or sync the journal's end is
+        unknown: it refuses everything (OSError) until it is opened anew.
+        """
+        ndjson.refuse_after_failure(self._failed, self.path)
         us = max(self._clock_us(), self._last_us + 1)
         event = Event(self.seq + 1, rfc3339(us), type_, actor, cause, data, self.hash)
         line, digest = wire.encode(event)
-        if len(line) > wire.MAX_LINE_BYTES:
-            line, digest = wire.encode(event, {_BLOB: blobs.put(self._blobs, dumps(dict(data)))})
+        if len(line) > wire.MAX_LINE_BYTES or too_deep(line) or _BLOB in data:
+            payload = dumps(dict(data))
+            if too_deep(payload, _BLOB_DEPTH):
+                raise ValueError(f"the payload of {type_} is nested deeper than {_BLOB_DEPTH} levels")
+            line, digest = wire.encode(event, {_BLOB: blobs.put(self._blobs, payload)})
+            if len(line) > wire.MAX_LINE_BYTES or too_deep(line):
+                raise ValueError(f"{type_}: actor and cause do not fit a line")
+        self._failed = self._unsynced = True
         fs.append(self._fd, line)
+        self._failed = False
         self.seq, self.hash, self._last_us = event.seq, digest, us
         return Event(event.seq, event.ts, type_, actor, cause, data, event.prev, digest)
 
     def sync(self) -> None:
         """Everything staged is durable when this returns; every 64 records the head is noted too."""
+        ndjson.refuse_after_failure(self._failed, self.path)
+        self._failed = True
         fs.calls.fdatasync(self._fd)
+        self._failed = self._unsynced = False
         if self.seq // HEAD_EVERY != self._noted // HEAD_EVERY:
             self.note_head()
 
     _noted = 0
 
     def note_head(self) -> None:
-        """Write {seq, hash} to heads/. A head may lag behind its journal, never lead."""
+        """Write {seq, hash} to heads/. A head may lag, never lead: what is staged is synced first."""
+        if self._unsynced:
+            fs.calls.fdatasync(self._fd)
+            self._unsynced = False
         fs.ensure_dir(self._head.parent)
         fs.replace(self._head, dumps({"seq": self.seq, "hash": self.hash}) + b"\n")
         self._noted = self.seq
@@ -110,23 +136,27 @@ class Journal:
             if event is None:
                 break
             last, good = event, good + len(line) + 1
+        if last is None and start:
+            raise JournalDamaged(f"{self.path}: no whole record in its last {_TAIL_BYTES} bytes")
         if good < size:
             self.torn_bytes = size - good
             ndjson.keep_torn(self.path, os.pread(self._fd, size - good, good), good)
             fs.calls.truncate(self._fd, good)
             fs.calls.fsync(self._fd)
-        if last is None and start:
-            raise JournalDamaged(f"{self.path}: no whole record in its last {_TAIL_BYTES} bytes")
         return last
 
     def _check(self, line: bytes, before: Event | None, behind: list[bytes], offset: int) -> Event | None:
         """The event in `line`; None for a torn end. Raises JournalDamaged when good records follow."""
         try:
             event = wire.decode(line)
+        except wire.Foreign as error:
+            raise JournalDamaged(f"{self.path}: at byte {offset}: {error}") from None
         except Malformed as error:
             if any(_is_event(later) for later in behind):
                 raise JournalDamaged(f"{self.path}: at byte {offset}: {error}, and good records follow") from None
             return None
+        if before is None and offset == 0 and (event.prev != ZERO_HASH or event.seq != 1):
+            raise JournalDamaged(f"{self.path}: begins with record {event.seq}: what stood before it is missing")
         if before is not None and (event.prev != before.hash or event.seq != before.seq + 1):
             raise JournalDamaged(
                 f"{self.path}: record {event.seq} at byte {offset} does not follow record {before.seq}"
@@ -137,9 +167,18 @@ class Journal:
 def _is_event(line: bytes) -> bool:
     try:
         wire.decode(line)
+    except wire.Foreign:
+        return True
     except Malformed:
         return False
     return True
+
+
+def _us_of(path: Path, event: Event) -> int:
+    try:
+        return parse_us(event.ts)
+    except ValueError as error:
+        raise JournalDamaged(f"{path}: record {event.seq}: {error}") from None
 
 
 def read(path: Path, blob_dir: Path, after: int = 0) -> Iterator[Event]:
@@ -154,7 +193,8 @@ def read(path: Path, blob_dir: Path, after: int = 0) -> Iterator[Event]:
         try:
             event = wire.decode(line)
         except Malformed as error:
-            if any(_is_event(later) for later in lines[number:]):
+            foreign = isinstance(error, wire.Foreign)
+            if foreign or any(_is_event(later) for later in lines[number:]):
                 raise JournalDamaged(f"{path}:{number}: {error}") from None
             return  # a torn end that its writer has not mended yet
         if event.prev != before or event.seq != seq + 1:
@@ -169,7 +209,7 @@ def resolve(event: Event, blob_dir: Path) -> Event:
     digest = event.data.get(_BLOB)
     if not isinstance(digest, str):
         return event
-    data = loads_object(blobs.get(blob_dir, digest), 128)
+    data = loads_object(blobs.get(blob_dir, digest), _BLOB_DEPTH)
     return Event(event.seq, event.ts, event.type, event.actor, event.cause, data, event.prev, event.hash)
 
 
@@ -178,7 +218,7 @@ def read_head(path: Path) -> tuple[int, str] | None:
     try:
         raw = loads_object(fs.read(path, 4096))
         return int(raw["seq"]), str(raw["hash"])
-    except (FileNotFoundError, Malformed, KeyError, ValueError):
+    except (FileNotFoundError, fs.NotRegular, fs.TooLarge, KeyError, TypeError, ValueError):
         return None
 
 
@@ -188,11 +228,17 @@ def audit(path: Path, blob_dir: Path, head: Path) -> list[str]:
     try:
         for event in read(path, blob_dir):
             hashes[event.seq] = event.hash
-    except (JournalDamaged, blobs.BlobDamaged, Malformed) as error:
+        lines, _ = ndjson.whole_lines(fs.read(path))
+    except (JournalDamaged, blobs.BlobDamaged, fs.NotRegular, ValueError) as error:
         return [str(error)]
     except FileNotFoundError as error:
         return [f"missing: {error.filename}"]
+    # A line without its newline may be half written this very moment; one with it that is no record is damage.
+    if len(lines) > len(hashes) and not _is_event(lines[len(hashes)]):
+        return [f"{path}:{len(hashes) + 1}: damaged or torn end: opening the journal cuts it off and keeps it"]
     noted = read_head(head)
+    if noted is None and head.exists():
+        return [f"{head}: cannot be read"]
     if noted is not None and hashes.get(noted[0]) != noted[1]:
         return [f"{path}: the head noted at record {noted[0]} is not in the journal: records were cut off or changed"]
     return []

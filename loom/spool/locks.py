@@ -81,14 +81,21 @@ class Lock:
     def __init__(self, fd: int, path: Path) -> None:
         self.fd = fd
         self.path = path
+        self._signed_by = 0
 
     def sign(self, who: Incarnation) -> None:
         """Write the holder into the file, for adoption by a new supervisor."""
         fs.calls.truncate(self.fd, 0)
         fs.write_all(self.fd, who.text().encode())
+        self._signed_by = os.getpid()
 
     def release(self) -> None:
         if self.fd >= 0:
+            if self._signed_by == os.getpid():  # not by a forked child: the lock is still its parent's
+                try:
+                    fs.calls.truncate(self.fd, 0)  # or the next holder, unsigned yet, would pass for us
+                except OSError:
+                    pass
             os.close(self.fd)
             self.fd = -1
 

@@ -27,6 +27,7 @@ class Log:
         self._fields = fields
         self._day = ""
         self._fd = -1
+        self._torn = False
 
     def info(self, event: str, **fields: Any) -> None:
         self.write("info", event, fields)
@@ -46,15 +47,21 @@ class Log:
             return
         now_us = time.time_ns() // 1000
         record = {"ts": rfc3339(now_us), "level": level, "event": event, **self._fields, **fields}
-        line = dumps(record) + b"\n"
+        try:
+            line = dumps(record) + b"\n"
+        except (TypeError, ValueError):  # a file name that is no UTF-8, an object: told as far as it can be
+            record = {k: str(v).encode("ascii", "backslashreplace").decode() for k, v in record.items()}
+            line = dumps(record) + b"\n"
         if len(line) > ndjson.MAX_LINE_BYTES:
             cut = {k: v[:_CUT] + "…" if isinstance(v, str) and len(v) > _CUT else v for k, v in record.items()}
             line = dumps(cut) + b"\n"
             if len(line) > ndjson.MAX_LINE_BYTES:
                 line = dumps({k: record[k] for k in ("ts", "level", "event")} | {"cut": True}) + b"\n"
         try:
-            fs.append(self._file(day_of(now_us // 1000)), line)
+            fs.append(self._file(day_of(now_us // 1000)), b"\n" + line if self._torn else line)
+            self._torn = False
         except OSError:
+            self._torn = True  # perhaps half of it is there: the next line must not be glued to it
             self.close()
 
     def _file(self, day: str) -> int:

@@ -13,7 +13,9 @@ claims, answers, fails or acknowledges holds the agent's `lock`; delivering need
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,9 @@ from loom.wire.jsontext import Malformed, dumps, loads_object
 from loom.wire.message import Message, Unreadable
 
 MAX_NAME_BYTES = 255
+
+# An entry that cannot be moved: immutable or somebody else's, or a mount point. No fault of disk or descriptors.
+_UNMOVABLE = (errno.EPERM, errno.EACCES, errno.EBUSY)
 
 
 class Conflict(Exception):
@@ -56,26 +61,35 @@ def deliver(box: Box, stem: str, data: bytes) -> bool:
 
     Raises Conflict when the name is known with other bytes, OSError when the disk refuses (nothing accepted).
     """
-    known = find(box, stem)
-    if known is None:
-        target = box.inbox / f"{stem}.msg"
-        if fs.publish(target, data):
-            return True
-        known = target
-    return _is_this(known, stem, data)
+    if find(box, stem) is None and fs.publish(box.inbox / f"{stem}.msg", data):
+        return True
+    _check_known(box, stem, data)
+    return False
 
 
 def deliver_all(box: Box, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
-    """deliver() for many: one sync of the directory for all of them. Raises Conflict before any is written."""
-    fresh: list[tuple[Path, bytes]] = []
+    """deliver() for many: one sync of the directory for all of them.
+
+    Raises Conflict before any is written, unless another sender takes one of the names at this very moment; and
+    OSError: some may lie in the inbox then, none is accepted, and delivering all of them again is safe.
+    """
+    fresh: dict[str, bytes] = {}
     for stem, data in messages:
-        known = find(box, stem)
-        if known is None:
-            fresh.append((box.inbox / f"{stem}.msg", data))
+        if fresh.get(stem, data) != data:
+            raise Conflict(f"two messages named {stem} with different content in one delivery")
+        if find(box, stem) is None:
+            fresh[stem] = data
         else:
-            _is_this(known, stem, data)
-    made = dict(zip((path.name for path, _ in fresh), fs.publish_all(fresh), strict=True))
-    return [made.get(f"{stem}.msg", False) for stem, _ in messages]
+            _check_known(box, stem, data)
+    made = fs.publish_all((box.inbox / f"{stem}.msg", data) for stem, data in fresh.items())
+    new = {stem for stem, is_new in zip(fresh, made, strict=True) if is_new}
+    for stem in fresh.keys() - new:
+        _check_known(box, stem, fresh[stem])
+    results = []
+    for stem, _ in messages:
+        results.append(stem in new)
+        new.discard(stem)
+    return results
 
 
 def find(box: Box, stem: str) -> Path | None:
@@ -94,18 +108,21 @@ def find(box: Box, stem: str) -> Path | None:
     return None
 
 
-def _is_this(known: Path, stem: str, data: bytes) -> bool:
-    try:
-        same = fs.read(known, message.MAX_BYTES) == data
-    except FileNotFoundError:
-        same = True  # it moved on while we looked: it was accepted under this name, by whoever works on it
-    except (fs.NotRegular, fs.TooLarge):
-        same = False
-    if not same:
-        raise Conflict(f"a message named {stem} with other content is already in {known.parent}")
-    if known.exists():
-        fs.settle(known)
-    return False
+def _check_known(box: Box, stem: str, data: bytes) -> None:
+    """Raises Conflict unless the message of this name has these bytes; it is durable when this returns."""
+    while (known := find(box, stem)) is not None:
+        try:
+            same = fs.read(known, message.MAX_BYTES) == data
+            if same:
+                fs.settle(known)
+        except FileNotFoundError:
+            continue  # it moved on while we looked
+        except (fs.NotRegular, fs.TooLarge):
+            same = False
+        if not same:
+            raise Conflict(f"a message named {stem} with other content is already in {known.parent}")
+        return
+    # It was here and is gone: somebody finished it and put it away, so it was accepted.
 
 
 # -- claim ----------------------------------------------------------------------------------------------------
@@ -118,7 +135,8 @@ class Inbox:
         self.box = box
         self._backlog: deque[str] = deque()
         self._skip: set[str] = set()
-        self.odd: set[str] = set()  # entries that do not end in .msg, for the log
+        self.odd: set[str] = set()  # entries that do not end in .msg, for the log; told once
+        self.odd_told: set[str] = set()
         self.set_aside: list[tuple[str, str]] = []  # (name, reason) of what was found unreadable
 
     def waiting(self) -> bool:
@@ -137,11 +155,16 @@ class Inbox:
             mine = self.box.in_progress / name
             try:
                 outcome = fs.move(self.box.inbox / name, mine)
-            except PermissionError:
-                self._skip.add(name)  # it cannot be moved (immutable, foreign): the queue goes on without it
+                if outcome == "conflict":
+                    _set_aside(
+                        self.box, self.box.inbox / name, "conflict", "another message of this name is in progress"
+                    )
+            except OSError as error:
+                if error.errno not in _UNMOVABLE:
+                    raise
+                self._skip.add(name)  # the queue goes on without it
                 continue
             if outcome == "conflict":
-                _set_aside(self.box, self.box.inbox / name, "conflict", "another message of this name is in progress")
                 self.set_aside.append((name, "conflict"))
             elif outcome != "gone":
                 claimed = take(self.box, name)
@@ -156,7 +179,7 @@ class Inbox:
             if name.endswith(".msg") and not name.startswith("."):
                 if name not in self._skip:
                     names.append(name)
-            elif not name.startswith("."):
+            elif not name.startswith(".") and name not in self.odd_told:
                 self.odd.add(name)
         names.sort()
         self._backlog.extend(names)
@@ -195,14 +218,25 @@ def read_message(path: Path) -> bytes:
 
 def _set_aside(box: Box, path: Path, reason: str, detail: str) -> None:
     """Move an entry to `.unreadable/` and write the reason beside it. Its content is not touched."""
-    name = path.name
-    target = box.unreadable / name
-    if len(os.fsencode(name)) + len(ERROR_SUFFIX) > MAX_NAME_BYTES or os.path.lexists(target):
-        short = os.fsencode(name)[:120].decode("utf-8", "replace")
-        target = box.unreadable / f"{short}.{os.urandom(8).hex()}"
-    fs.calls.rename_noreplace(str(path), str(target))
-    note = {"reason": reason, "detail": detail, "name": ascii(name)[1:-1]}
-    fs.replace(target.with_name(target.name + ERROR_SUFFIX), dumps(note) + b"\n")
+    _put_aside(box.unreadable, path, reason, detail)
+
+
+def _put_aside(directory: Path, path: Path, reason: str, detail: str) -> None:
+    name = os.fsencode(path.name)
+    target = directory / path.name
+    if len(name) + len(ERROR_SUFFIX) > MAX_NAME_BYTES or os.path.lexists(target):
+        unique = ids.encode_ulid(time.time_ns() // 1_000_000, os.urandom(10))
+        target = directory / f"{os.fsdecode(name[:120])}.{unique}"
+    # The reason first: after a crash in between it is written once more, after the other order it would be lost.
+    error = target.with_name(target.name + ERROR_SUFFIX)
+    fs.replace(error, dumps({"reason": reason, "detail": detail, "name": ascii(path.name)[1:-1]}) + b"\n")
+    try:
+        fs.calls.rename_noreplace(str(path), str(target))
+    except FileNotFoundError:
+        fs.remove(error)  # somebody took it away
+    except OSError:
+        fs.remove(error)
+        raise
 
 
 # -- look, answer, acknowledge, fail ---------------------------------------------------------------------------
@@ -321,16 +355,8 @@ def mark_sent(box: Box, stem: str) -> None:
 
 def refuse(box: Box, name: str, reason: str, detail: str) -> None:
     """Move an outbox entry that may not be routed to `.refused/`, with its reason."""
-    target = box.refused / name
     fs.ensure_dir(box.refused)
-    if os.path.lexists(target):
-        target = box.refused / f"{name[:120]}.{os.urandom(8).hex()}"
-    try:
-        fs.calls.rename(str(box.outbox / name), str(target))
-    except FileNotFoundError:
-        return
-    note = {"reason": reason, "detail": detail, "name": ascii(name)[1:-1]}
-    fs.replace(target.with_name(target.name[:200] + ERROR_SUFFIX), dumps(note) + b"\n")
+    _put_aside(box.refused, box.outbox / name, reason, detail)
 
 
 def find_reply(box: Box, agent: str, stem: str, attempt: int) -> Message | None:

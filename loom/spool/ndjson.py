@@ -6,12 +6,14 @@ cut off before anything is appended, and kept beside the file.
 
 from __future__ import annotations
 
+import errno
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from loom.spool import fs
-from loom.wire.jsontext import Malformed, dumps, loads_object
+from loom.wire.jsontext import MAX_DEPTH, Malformed, dumps, loads_object, too_deep
 
 MAX_LINE_BYTES = 64 << 10
 
@@ -42,13 +44,17 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
 
 
 class Appender:
-    """The one writer of an NDJSON file. Opening cuts off a torn end; `records` are those that were whole."""
+    """The one writer of an NDJSON file. Opening cuts off a torn end; `records` are those that were whole.
+
+    After a failed write or sync the end of the file is unknown: nothing more is written until it is opened anew.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.created = not path.exists()
         self._fd = fs.open_append(path)
         self._dir_synced = False
+        self._failed = False
         try:
             self.records, self.cut = _repair(path, self._fd)
         except BaseException:
@@ -56,15 +62,24 @@ class Appender:
             raise
 
     def append(self, record: dict[str, Any]) -> None:
-        """One line, one write. Durable only after sync()."""
-        fs.append(self._fd, dumps(record) + b"\n")
+        """One line, one write. Durable only after sync(). Raises ValueError for what could not be read back."""
+        line = dumps(record)
+        if too_deep(line):
+            raise ValueError(f"a record of {self.path.name} is nested deeper than {MAX_DEPTH} levels")
+        refuse_after_failure(self._failed, self.path)
+        self._failed = True
+        fs.append(self._fd, line + b"\n")
+        self._failed = False
 
     def sync(self) -> None:
         """Everything appended so far survives a power cut, the file's name included."""
+        refuse_after_failure(self._failed, self.path)
+        self._failed = True
         fs.calls.fdatasync(self._fd)
         if not self._dir_synced:
             fs.calls.fsync_dir(str(self.path.parent))
             self._dir_synced = True
+        self._failed = False
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -75,7 +90,7 @@ class Appender:
 def _repair(path: Path, fd: int) -> tuple[list[dict[str, Any]], int]:
     """(good records, bytes cut off). Raises Damaged when a good record stands behind a bad one."""
     data = fs.read(path)
-    lines, end = whole_lines(data)
+    lines, _ = whole_lines(data)
     records: list[dict[str, Any]] = []
     good_bytes = 0
     for number, line in enumerate(lines):
@@ -91,15 +106,20 @@ def _repair(path: Path, fd: int) -> tuple[list[dict[str, Any]], int]:
         keep_torn(path, data[good_bytes:], good_bytes)
         fs.calls.truncate(fd, good_bytes)
         fs.calls.fsync(fd)
-    del end
     return records, cut
+
+
+def refuse_after_failure(failed: bool, path: Path) -> None:
+    """Raises OSError: a record behind a torn one would be lost with it, and a second fsync may lie."""
+    if failed:
+        raise OSError(errno.EIO, "an earlier write failed; open the file anew to go on", str(path))
 
 
 def keep_torn(path: Path, torn: bytes, offset: int) -> None:
     """Keep what is cut off an NDJSON file beside it; the same cut repeated after a crash is the same file."""
     target = path.with_name(f"{path.name}.torn.{offset}")
-    if not target.exists():
-        fs.publish(target, torn)
+    if not fs.publish(target, torn) and fs.read(target) != torn:
+        fs.publish(path.with_name(f"{target.name}.{sha256(torn).hexdigest()[:12]}"), torn)
 
 
 def _is_good(line: bytes) -> bool:

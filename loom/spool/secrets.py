@@ -23,11 +23,16 @@ def check_name(name: str) -> str:
 
 def put(home: Home, name: str, value: str) -> None:
     """Store a value durably. Raises BadInput for an empty, huge or multi-line one."""
+    path = home.secret(check_name(name))
     value = value.strip()
-    if not value or len(value) > MAX_BYTES or "\n" in value or "\0" in value:
-        raise BadInput(f"the value for {name!r} must be one non-empty line of at most {MAX_BYTES} bytes")
+    try:
+        data = value.encode()
+    except UnicodeEncodeError:
+        data = b""
+    if not data or len(data) > MAX_BYTES or any(char < " " or char == "\x7f" for char in value):
+        raise BadInput(f"the value for {name!r} must be one non-empty line of text, at most {MAX_BYTES} bytes")
     fs.ensure_dir(home.secrets)
-    fs.replace(home.secret(check_name(name)), f"{value}\n".encode())
+    fs.replace(path, data + b"\n")
 
 
 def get(home: Home, name: str) -> str | None:
@@ -51,3 +56,4 @@ def remove(home: Home, name: str) -> None:
     """Raises NotFound."""
     if not fs.remove(home.secret(check_name(name))):
         raise NotFound(f"there is no stored secret {name!r}", hint="list them with: loom secret ls")
+    fs.calls.fsync_dir(str(home.secrets))  # a key that was withdrawn must not come back after a power cut

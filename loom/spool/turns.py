@@ -10,16 +10,15 @@
     {"t":"result","step":k,"id":ID,"result":{…}}
     {"t":"released"}                            on a clean leave
 
-A request is rebuilt by joining recorded messages, never by asking the code how it would build them today. A line
-over 64 KiB lies in a blob and the record is {"t":…,"step":k,"blob":digest}. Reply, intent and result are synced
-before anything depends on them; open and request need not survive a power cut, because without a reply nothing
-happened yet that could be repeated.
+A request is rebuilt by joining recorded messages, never by asking the code how it would build them today. A record
+over 64 KiB or 64 levels lies in a blob, and its line is {"t":…,"step":k,"blob":digest}. Reply, intent and result are
+synced before anything depends on them; open and request need not survive a power cut, because without a reply
+nothing happened yet that could be repeated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +35,11 @@ from loom.wire.chat import (
     request_from_json,
     request_to_json,
 )
-from loom.wire.jsontext import dumps, loads_object
+from loom.wire.jsontext import dumps, loads_object, too_deep
+from loom.wire.turn import Step
 
 MAX_DEATHS = 3
-
-
-@dataclass(slots=True)
-class Step:
-    """What is recorded of one step. `results` by call id; a call in `intents` but not there was interrupted."""
-
-    request: ChatRequest
-    reply: ChatReply | None = None
-    intents: dict[str, ToolCall] = field(default_factory=dict)
-    results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+_BLOB_DEPTH = 128
 
 
 class Turn:
@@ -107,7 +98,9 @@ class Turn:
 
     def _write(self, record: dict[str, Any], *, sync: bool = False) -> None:
         line = dumps(record)
-        if len(line) >= ndjson.MAX_LINE_BYTES:
+        if len(line) >= ndjson.MAX_LINE_BYTES or too_deep(line):
+            if too_deep(line, _BLOB_DEPTH):
+                raise ValueError(f"a turn record is nested deeper than {_BLOB_DEPTH} levels")
             digest = blobs.put(self._blobs, line)
             record = {"t": record["t"], "step": record["step"], "blob": digest}
         self._file.append(record)
@@ -116,7 +109,7 @@ class Turn:
 
     def _resolve(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         digest = record.get("blob")
-        return loads_object(blobs.get(self._blobs, digest), 128) if isinstance(digest, str) else record
+        return loads_object(blobs.get(self._blobs, digest), _BLOB_DEPTH) if isinstance(digest, str) else record
 
     def _replay(self, record: Mapping[str, Any]) -> None:
         match record.get("t"):

@@ -111,6 +111,8 @@ def _decode(raw: Mapping[str, Any]) -> AgentSpec:
     env, options = raw.get("env", {}), raw.get("options", {})
     if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
         raise ValueError("field 'env' is not an object of strings")
+    if any(not k or "=" in k or "\0" in k + v for k, v in env.items()):
+        raise ValueError("field 'env' holds a name or value that no environment can hold")
     if not isinstance(options, dict):
         raise ValueError("field 'options' is not an object")
     idle = raw.get("idle_s")

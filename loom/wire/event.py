@@ -20,6 +20,10 @@ _HASH_MEMBER = b',"hash":"'
 _TAIL_BYTES = len(_HASH_MEMBER) + 64 + len(b'"}')
 
 
+class Foreign(Malformed):
+    """The line is whole and its hash fits, but it is no event that this version knows: never a torn end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened to a goal.
@@ -58,7 +62,9 @@ def encode(event: Event, data: Mapping[str, Any] | None = None) -> tuple[bytes, 
 
 
 def decode(line: bytes) -> Event:
-    """One line without its newline. Raises Malformed when it is no event or its hash is not that of its bytes."""
+    """One line without its newline. Raises Malformed when its hash is not that of its bytes, and Foreign, a kind of
+    Malformed, when its bytes are as they were written and yet no event of this version.
+    """
     if len(line) <= _TAIL_BYTES or line[-_TAIL_BYTES : -_TAIL_BYTES + len(_HASH_MEMBER)] != _HASH_MEMBER:
         raise Malformed("no hash at the end of the line")
     raw = loads_object(line)
@@ -66,11 +72,11 @@ def decode(line: bytes) -> Event:
     if raw.get("hash") != digest:
         raise Malformed("the hash is not that of the line's bytes")
     if raw.get("v") != VERSION:
-        raise Malformed(f"event version {raw.get('v')!r}, this loom reads {VERSION}")
+        raise Foreign(f"event version {raw.get('v')!r}, this loom reads {VERSION}")
     seq, data, actor = raw.get("seq"), raw.get("data"), raw.get("actor")
     texts = [raw.get(name) for name in ("ts", "type", "cause", "prev")]
     if type(seq) is not int or not isinstance(data, dict) or not isinstance(actor, dict):
-        raise Malformed("a field is missing or of the wrong type")
+        raise Foreign("a field is missing or of the wrong type")
     if not all(isinstance(t, str) for t in texts):
-        raise Malformed("a field is missing or of the wrong type")
+        raise Foreign("a field is missing or of the wrong type")
     return Event(seq, raw["ts"], raw["type"], actor, raw["cause"], data, raw["prev"], digest)

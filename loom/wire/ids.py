@@ -83,7 +83,9 @@ def encode_ulid(ts_ms: int, random80: bytes) -> str:
 
 
 def message_stem(ts_ms: int, random80: bytes) -> str:
-    """A new message's name without its suffix; `ts_ms` must have 13 digits, which it has from 2001 to 2286."""
+    """A new message's name without its suffix; `ts_ms` must fit 13 digits, which it does until 2286."""
+    if ts_ms >= 10**13:
+        raise ValueError(f"{ts_ms} has more than 13 digits")
     return f"{ts_ms:013d}-{encode_ulid(ts_ms, random80)}"
 
 

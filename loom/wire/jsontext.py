@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
+from math import isinf
 from typing import Any
 
 MAX_DEPTH = 64
@@ -26,7 +28,9 @@ def use_orjson() -> None:
     global _fast
     import orjson
 
-    _fast = orjson.dumps
+    # What the standard library cannot write, this one must not write either.
+    options = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+    _fast = partial(orjson.dumps, option=options)
 
 
 def dumps(value: Any) -> bytes:
@@ -36,10 +40,22 @@ def dumps(value: Any) -> bytes:
     """
     if _fast is not None:
         try:
-            return _fast(value)
+            data = _fast(value)
         except TypeError:
             pass  # a whole number over 64 bits, a mapping that is no dict: the other encoder decides
-    return _encoder.encode(value).encode("utf-8")
+        else:
+            # orjson writes NaN and the infinities as null; the other encoder tells them from a real one.
+            if b"null" not in data:
+                return data
+    try:
+        return _encoder.encode(value).encode("utf-8")
+    except RecursionError:
+        raise ValueError("nested too deep to be written") from None
+
+
+def too_deep(data: bytes, max_depth: int = MAX_DEPTH) -> bool:
+    """Whether `loads` would refuse this well-formed JSON for its nesting: to be asked before it is written."""
+    return data.count(b"[") + data.count(b"{") > max_depth and _depth(data.decode("utf-8")) > max_depth
 
 
 def loads(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
@@ -51,7 +67,7 @@ def loads(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
     if data.count(b"[") + data.count(b"{") > max_depth and _depth(text) > max_depth:
         raise Malformed(f"nested deeper than {max_depth} levels")
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except Malformed:
         raise
     except ValueError as error:
@@ -77,6 +93,13 @@ def loads_object(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise Malformed(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if isinf(value):  # 1e999: nothing could write it back
+        raise Malformed(f"the number {text[:40]} is too large")
+    return value
 
 
 def _kind(value: Any) -> str:

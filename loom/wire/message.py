@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loom.wire import ids
-from loom.wire.jsontext import Malformed, dumps, loads_object
+from loom.wire.jsontext import MAX_DEPTH, Malformed, dumps, loads_object, too_deep
 
 VERSION = 1
 MAX_BYTES = 1 << 20
@@ -54,7 +54,10 @@ _KNOWN = {"v", "id", "from", "ts", "body", "error", "data", "deadline", "parts",
 
 
 def encode(message: Message) -> bytes:
-    """The bytes of a `.msg` file. Fields with their default are left out. Raises ValueError over MAX_BYTES."""
+    """The bytes of a `.msg` file. Fields with their default are left out.
+
+    Raises ValueError over MAX_BYTES, or when it is nested too deep for anybody to read it.
+    """
     out: dict[str, Any] = {"v": VERSION, "id": message.id, "from": message.from_, "ts": message.ts_ms}
     for name in _TEXT:
         if value := getattr(message, name):
@@ -72,6 +75,8 @@ def encode(message: Message) -> bytes:
     data = dumps(out) + b"\n"
     if len(data) > MAX_BYTES:
         raise ValueError(f"the message has {len(data)} bytes, the limit is {MAX_BYTES}")
+    if too_deep(data):
+        raise ValueError(f"the message is nested deeper than {MAX_DEPTH} levels")
     return data
 
 

@@ -22,4 +22,7 @@ def parse_us(text: str) -> int:
     whole, _, rest = text.partition(".")
     if not rest.endswith("Z") or len(rest) != 7:
         raise ValueError(f"not a time: {text!r}")
-    return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) * 1_000_000 + int(rest[:6])
+    us = calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) * 1_000_000 + int(rest[:6])
+    if rfc3339(us) != text:  # strptime and int are generous: one digit for two, a sign, an underscore
+        raise ValueError(f"not a time: {text!r}")
+    return us

@@ -165,17 +165,17 @@ def _continued(before: Reading, exchange: Exchange) -> Reading:
     content = exchange.result.get("content")
     if not isinstance(content, str):
         return Reading(before.text, error="the tool gave no text", begun=True)
-    asked = exchange.input.get("offset", 0)
-    if not asked:
-        before = Reading()  # read again from the start: the file may have changed since
+    asked = _number(exchange.input.get("offset"))
     text = before.text + content
+    if max(len(text), _number(exchange.result.get("size_bytes"))) > LARGEST_FILE_BYTES:
+        return Reading(error=f"larger than {LARGEST_FILE_BYTES // 1024 // 1024} MiB", begun=True)
     if not exchange.result.get("truncated"):
         return Reading(text, begun=True)
-    following = exchange.result.get("next_offset")
-    if not isinstance(following, int):
-        following = asked + len(content.encode(errors="surrogatepass"))
+    following = _number(exchange.result.get("next_offset")) or asked + len(content.encode(errors="surrogatepass"))
     if following <= asked:
         return Reading(text, error="the tool does not get beyond a truncated part", begun=True)
-    if following > LARGEST_FILE_BYTES:
-        return Reading(text, error=f"larger than {LARGEST_FILE_BYTES // 1024 // 1024} MiB", begun=True)
     return Reading(text, next_offset=following, begun=True)
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0

@@ -68,6 +68,8 @@ def _front_matter(lines: list[str]) -> tuple[str, int]:
 def _without_comments(lines: list[str]) -> list[str]:
     """The lines with HTML comments taken out, also over several lines, but not inside code."""
     last_close = max((i for i, line in enumerate(lines) if "-->" in line), default=-1)
+    if last_close < 0:
+        return lines  # what is never closed is no comment
     kept: list[str] = []
     fence = ""
     inside = False
@@ -147,6 +149,9 @@ class _Reader:
         if self.fence or self.raw_end:
             self._inside(line)
             return
+        if self.block and line[:1].isalpha() and "|" not in line:
+            self.block.append(line)  # most lines of most texts; nothing below can apply to them
+            return
         quote = _QUOTE.match(line)
         if quote:
             line = line[quote.end() :]
@@ -200,7 +205,11 @@ class _Reader:
             title = " ".join(" ".join(self.block).split())
             self.block.clear()
             self._close_section(title)
-        elif line.lstrip().startswith(("|", "+-", "+=")) or _is_table_rule(line) or ("|" in line and _is_table_rule(following)):
+        elif (
+            line.lstrip().startswith(("|", "+-", "+="))
+            or _is_table_rule(line)
+            or ("|" in line and _is_table_rule(following))
+        ):
             self._close_block()
             self.in_table = True
         elif line.startswith(".. "):
@@ -214,6 +223,8 @@ class _Reader:
         """Rules, link definitions, lone tags, badges: on a line of their own and without a word to say."""
         bare = line.strip()
         rule = len(bare) >= 3 and not bare.strip(bare[0] + " ") and not bare[0].isalnum()
+        if rule:
+            self._close_block()
         return (
             rule
             or _DEFINITION.match(line) is not None

@@ -15,10 +15,19 @@ _ITEM = re.compile(r"\s*[-*]\s+(.*)")
 _SIZE = re.compile(r"\s+\(\d[\d ,.]*\s*bytes\)\s*$")
 _MORE = re.compile(r"\s*[-*]\s+(?:…|\.\.\.)\s*and (\d+) more")
 _ASKS_FOR_DIGEST = re.compile(
-    r"summar|digest|overview|abstract|condens|synops|extract|key points|main points|gist|tl;?dr|outline"
-    r"|zusammenfass|überblick|résum|resum|riassun|sintesi",
+    r"\b(?:summar[iy]|digest|overview|abstracts? of|condens|synops|extract|key points|main points|gist\b|tl;?dr"
+    r"|zusammenfass|überblick|résum|resum|riassun)",
     re.IGNORECASE,
 )
+_VERBS = (
+    "translate|fix|implement|refactor|rename|delete|remove|move|convert|rewrite|correct|proofread|edit|add|install"
+    "|deploy|test|run|build|debug|commit|update|replace|sort|format|upgrade|merge|count|compute|calculate|send"
+    "|download|compare|optimi[sz]e|solve|design|draw|configure"
+)
+_BEGINS_OTHERWISE = re.compile(rf"\W*(?:please\s+)?(?:{_VERBS})\b", re.IGNORECASE)
+_OTHER_WORK = re.compile(rf"(?:^|[.!?\n]\s*|\b(?:and|then)\s+)(?:please\s+)?(?:{_VERBS})\b", re.IGNORECASE)
+_MAKES = re.compile(r"\W*(?:please\s+)?(?:write|create|make|generate|produce)\b", re.IGNORECASE)
+_OF_DOCUMENTS = re.compile(r"\b(?:documents?|docs|adrs?|notes|papers|articles|chapters|readme)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +90,29 @@ def path_of(item: str) -> str:
 
 
 def groups(lines: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """The items below each `### ` heading of a section, those before the first under an empty name."""
+    """The items below each line of a section that is no item, those before the first under an empty name."""
     name = ""
     items: list[str] = []
     for line in lines:
-        if line.startswith("### "):
-            yield name, items
-            name, items = line[4:].strip(), []
-        elif m := _ITEM.match(line):
+        if m := _ITEM.match(line):
             items.append(m[1].strip())
+        elif line.strip():
+            yield name, items
+            name, items = line.strip(), []
     yield name, items
 
 
 def asks_for_digest(text: str) -> bool:
-    """Whether a text speaks of summaries, which is all the built-in models can make."""
-    return _ASKS_FOR_DIGEST.search(text) is not None
+    """Whether a text asks for a summary, which is all the built-in models can make."""
+    return _ASKS_FOR_DIGEST.search(text) is not None and not _BEGINS_OTHERWISE.match(text)
+
+
+def asks_for_other_work(text: str) -> bool:
+    """Whether a text plainly asks for something that a summary of documents is no answer to."""
+    if asks_for_digest(text):
+        return False
+    return (
+        _OTHER_WORK.search(text) is not None
+        or _BEGINS_OTHERWISE.match(text) is not None
+        or (_MAKES.match(text) is not None and not _OF_DOCUMENTS.search(text))
+    )

@@ -3,27 +3,36 @@
 The method is LexRank: sentences are the nodes of a graph, their idf-modified cosine is the weight of an edge, and a
 sentence is central when central sentences resemble it, which power iteration finds as it does for PageRank.
     G. Erkan, D. R. Radev: LexRank: Graph-based Lexical Centrality as Salience in Text Summarization.
-    Journal of Artificial Intelligence Research 22 (2004), 457-479: equations 1 (likeness) and 5 (continuous LexRank).
-What differs: idf is counted over the sentences at hand, there being no other corpus; edges below the paper's
-threshold are dropped and the others keep their weight; of more than MOST_NODES sentences only those nearest to the
-centroid enter the graph, so that the cost is bounded. A sentence too like one already chosen is passed over.
+    Journal of Artificial Intelligence Research 22 (2004), 457-479.
+What differs: idf is counted over the sentences at hand, there being no other corpus; edges below the threshold are
+dropped and the others keep their weight; a sentence without edges spreads its rank evenly; of more than MOST_NODES
+sentences only those nearest to the centroid enter the graph, so that the cost is bounded. A sentence too like one
+already chosen is passed over.
 Nothing here depends on hashing or time: the same sentences give the same choice on every machine.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from loom.models.builtin.text import Sentence, key, words
+from loom.models.builtin.text import Sentence, words
 
 MOST_NODES = 300
-THRESHOLD = 0.1  # of likeness, below which two sentences are not joined (section 3.2 of the paper)
-DAMPING = 0.15  # share of the rank that is spread evenly (d in equation 5)
+THRESHOLD = 0.1  # of likeness, below which two sentences are not joined (the paper's best)
+DAMPING = 0.15  # share of the rank that is spread evenly (d in the paper)
 TOO_ALIKE = 0.5  # of likeness, above which the second of two sentences adds too little
-FEWEST_WORDS = 5
+FEWEST_WORDS = 8  # of a sentence that can stand alone
 LONGEST_QUOTE = 400  # characters of a sentence that is pleasant to quote
+# Of the many languages only English has a list, as most documents have it; idf does the same for the others, less well.
+_FUNCTION_WORD = re.compile(
+    r"an?|the|and|or|but|nor|so|if|then|than|that|this|these|those|there|here|it|its|he|she|they|them|their|his|her|we|us"
+    r"|our|you|your|i|my|me|is|are|was|were|be|been|being|am|do|does|did|has|have|had|can|could|may|might|must|shall"
+    r"|should|will|would|not|no|of|in|on|at|by|for|from|to|with|without|into|as|about|also|any|all|each|every|some|such"
+    r"|only|just|too|very|when|where|which|who|whose|what|how|why|while|because|up|out|over|under|s|t|see|one"
+)
 
 Vector = Mapping[str, float]
 
@@ -35,11 +44,12 @@ def summarise(sentences: Sequence[Sentence], wanted: int) -> list[Sentence]:
 
 def choose(sentences: Sequence[Sentence], wanted: int) -> list[int]:
     """The indices of the summary's sentences, rising."""
-    pool = _candidates(sentences, wanted)
-    if len(pool) <= wanted:
-        return pool
-    bags = [Counter(words(sentences[i].text)) for i in pool]
-    vectors = _weighted(bags)
+    every = _distinct(sentences) if wanted > 0 else []
+    if len(every) <= wanted:
+        return every
+    bags = {i: Counter(words(sentences[i].key)) for i in every}
+    pool = _candidates(sentences, bags, wanted)
+    vectors = _weighted([_content(bags[i]) for i in pool])
     if len(pool) > MOST_NODES:
         near = _nearest_to_centroid(vectors, MOST_NODES)
         pool = [pool[i] for i in near]
@@ -51,18 +61,20 @@ def choose(sentences: Sequence[Sentence], wanted: int) -> list[int]:
 
 def distinct(sentences: Sequence[Sentence]) -> int:
     """How many sentences remain when repetitions are counted once."""
-    return len({key(s.text) for s in sentences})
+    return len({s.key for s in sentences})
 
 
-def _candidates(sentences: Sequence[Sentence], wanted: int) -> list[int]:
-    """The best grade of sentences of which there are enough, each distinct one once, in order."""
-    grades: dict[int, int] = {}
-    seen: set[str] = set()
+def _distinct(sentences: Sequence[Sentence]) -> list[int]:
+    """The index of the first of all sentences that are the same."""
+    first: dict[str, int] = {}
     for i, sentence in enumerate(sentences):
-        same = key(sentence.text)
-        if same not in seen:
-            seen.add(same)
-            grades[i] = _grade(sentence)
+        first.setdefault(sentence.key, i)
+    return list(first.values())
+
+
+def _candidates(sentences: Sequence[Sentence], bags: Mapping[int, Counter[str]], wanted: int) -> list[int]:
+    """The sentences of the best grades that together are enough, in order."""
+    grades = {i: _grade(sentences[i], bag.total()) for i, bag in bags.items()}
     pool: list[int] = []
     for worst in range(3):
         pool = [i for i, grade in grades.items() if grade <= worst]
@@ -71,18 +83,23 @@ def _candidates(sentences: Sequence[Sentence], wanted: int) -> list[int]:
     return pool
 
 
-def _grade(sentence: Sentence) -> int:
+def _grade(sentence: Sentence, count: int) -> int:
     """0 for a full sentence that can stand alone, 1 for a line that says something, 2 for a scrap."""
     if not sentence.whole:
         return 2
-    count = len(words(sentence.text))
     if sentence.ended and count >= FEWEST_WORDS and len(sentence.text) <= LONGEST_QUOTE:
         return 0
     return 1 if count >= 3 and not sentence.text.endswith((":", "：")) else 2
 
 
+def _content(bag: Counter[str]) -> Counter[str]:
+    """Without the words that say nothing; all of them where there are no others."""
+    kept = Counter({word: count for word, count in bag.items() if not _FUNCTION_WORD.fullmatch(word)})
+    return kept or bag
+
+
 def _weighted(bags: Sequence[Counter[str]]) -> list[Vector]:
-    """tf * idf vectors of length 1, so that the cosine of equation 1 is their inner product."""
+    """tf * idf vectors of length 1, so that the idf-modified cosine is their inner product."""
     occurs = Counter(word for bag in bags for word in bag)
     idf = {word: math.log((len(bags) + 1) / count) for word, count in occurs.items()}
     vectors: list[Vector] = []
@@ -126,12 +143,11 @@ def _power_iteration(rows: Sequence[Mapping[int, float]]) -> list[float]:
     edges = [[(j, x) for j, x in row.items() if x >= THRESHOLD] for row in rows]
     totals = [math.fsum(x for _, x in row) for row in edges]
     ranks = [1 / count] * count
+    alone = [i for i, row in enumerate(edges) if not row]
     for _ in range(100):
-        # A node without edges keeps its share to itself: it is joined to itself alone, as in the paper.
-        moved = [
-            DAMPING / count + (1 - DAMPING) * (math.fsum(x / totals[j] * ranks[j] for j, x in row) if row else ranks[i])
-            for i, row in enumerate(edges)
-        ]
+        # What a sentence like no other holds is spread evenly; kept to itself, it would outrank half of the text.
+        even = (DAMPING + (1 - DAMPING) * math.fsum(ranks[i] for i in alone)) / count
+        moved = [even + (1 - DAMPING) * math.fsum(x / totals[j] * ranks[j] for j, x in row) for row in edges]
         change = max(abs(a - b) for a, b in zip(moved, ranks, strict=True))
         ranks = moved
         if change < 1e-7:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 LONGEST_SENTENCE = 1200  # characters; what is longer has no sentences, it is cut into pieces
 LONGEST_PIECE = 400
+SHORTEST_PIECE = 40
 LONGEST_TITLE = 120
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sentence:
     """One sentence as it stands in its source, on one line.
 
@@ -29,6 +31,11 @@ class Sentence:
     text: str
     whole: bool = True
     ended: bool = True
+
+    @cached_property
+    def key(self) -> str:
+        """What is compared; see `key` below."""
+        return key(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +68,13 @@ _EMPHASIS = re.compile(r"(?<!\w)[*_]+|[*_]+(?!\w)")
 _ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 
 
+_MARKUP = re.compile(r"[\[<*_`~\\]")
+
+
 def plain(text: str) -> str:
     """The text without link, emphasis and code markup; the words of a link stay, its target goes."""
+    if not _MARKUP.search(text):
+        return " ".join(text.split())
     text = _LINK.sub(r"\1", _IMAGE.sub("", text))
     text = _AUTOLINK.sub(r"\1", text)
     text = _EMPHASIS.sub("", text).replace("`", "").replace("~~", "")
@@ -76,13 +88,15 @@ def key(text: str) -> str:
 
 _WORD = re.compile(r"\w+")
 # Scripts written without spaces: Thai to Myanmar, kana, Han, Hangul, and the planes of rare Han characters.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\U00020000-\U0003ffff]"
+)
 
 
 def words(text: str) -> list[str]:
-    """The words that count for likeness. Where words are not set apart, overlapping pairs of characters stand in."""
+    """The words of a text (of a key, to compare). Where none are set apart, overlapping pairs of characters are."""
     found: list[str] = []
-    for word in _WORD.findall(key(text)):
+    for word in _WORD.findall(text):
         if len(word) > 2 and _UNSPACED.search(word):
             found.extend(word[i : i + 2] for i in range(len(word) - 1))
         else:
@@ -105,9 +119,12 @@ _ENDED = re.compile(rf"[.!?…。！？｡．؟۔।॥።។။։]{_CLOSERS}$")
 _SOFT = frozenset(".!?…")
 _ATOM = re.compile(r"`+[^`]*`+|\[[^\[\]]*\]\([^()\s]*\)")  # no sentence ends inside of these
 _LAST_WORD = re.compile(r"[\w.]+$")
-_ALWAYS = frozenset("e.g i.e cf vs viz al dr mr mrs ms prof st sr jr fig figs eq eqs sec ch vol ed eds pp approx ca z.b d.h bzw".split())
-_BEFORE_A_NUMBER = frozenset("no nos nr p art chap".split())
-_BEFORE_LOWER_CASE = frozenset("etc inc ltd co corp dept est max min usw u.a".split())
+# Words whose full stop ends no sentence: never; before a number; before a small letter.
+_ALWAYS = re.compile(
+    r"e\.g|i\.e|cf|vs|viz|al|dr|mr|mrs|ms|prof|st|sr|jr|figs?|eqs?|sec|ch|vol|eds?|pp|approx|ca|z\.b|d\.h|bzw"
+)
+_BEFORE_A_NUMBER = re.compile(r"nos?|nr|p|art|chap")
+_BEFORE_LOWER_CASE = re.compile(r"etc|inc|ltd|co|corp|dept|est|max|min|usw|u\.a")
 
 
 def sentences(block: str) -> Iterator[Sentence]:
@@ -134,14 +151,14 @@ def _ends(block: str, start: int, found: re.Match[str]) -> bool:
     word = before[0] if before else ""
     if mark[0] == "." and len(mark.rstrip("\"'”’»)]*_")) == 1:
         low = word.casefold()
-        if low in _ALWAYS or (len(word) == 1 and word.isupper()):
+        if _ALWAYS.fullmatch(low) or (len(word) == 1 and word.isupper()):
             return False
-        if low in _BEFORE_A_NUMBER and following.isdigit():
+        if _BEFORE_A_NUMBER.fullmatch(low) and following.isdigit():
             return False
         if word.isdigit() and not block[start : found.start() - len(word)].strip():
             return False  # "3. Third point" written out in a paragraph
         if following.islower():
-            return len(mark) == 1 and len(word) > 2 and "." not in word and low not in _BEFORE_LOWER_CASE
+            return len(mark) == 1 and len(word) > 2 and "." not in word and not _BEFORE_LOWER_CASE.fullmatch(low)
         return True
     return not following.islower()
 
@@ -157,27 +174,44 @@ def _first_visible(block: str, at: int) -> str:
 def _sentence(raw: str) -> Iterator[Sentence]:
     text = " ".join(raw.split())
     if len(text) > LONGEST_SENTENCE:
-        for piece in _pieces(raw):
-            yield Sentence(piece, whole=False, ended=False)
-    elif any(c.isalnum() for c in text):
-        yield Sentence(_balanced(text), whole=True, ended=_ENDED.search(text) is not None)
+        pieces = (Sentence(piece, whole=False, ended=False) for piece in _pieces(raw))
+        yield from (piece for piece in pieces if _says_something(piece))
+    else:
+        sentence = Sentence(_balanced(text), whole=True, ended=_ENDED.search(text) is not None)
+        if _says_something(sentence):
+            yield sentence
+
+
+def _says_something(sentence: Sentence) -> bool:
+    """Whether a letter or a digit is left once markup is gone."""
+    return any(c.isalnum() for c in sentence.key)
 
 
 def _pieces(raw: str) -> Iterator[str]:
     """An endless sentence cut at its lines, else at clauses, else at spaces, else anywhere."""
-    for raw_line in raw.split("\n"):
-        line = " ".join(raw_line.split())
+    for line in _joined_lines(raw):
         start = 0
         while start < len(line):
             stop = start + LONGEST_PIECE
             if stop < len(line):
                 clause = max(line.rfind(mark, start, stop) for mark in ("; ", ", ", ": ")) + 1
-                stop = clause if clause > start else max(line.rfind(" ", start, stop), 0) or stop
-                stop = stop if stop > start else start + LONGEST_PIECE
-            piece = line[start:stop].strip()
-            if any(c.isalnum() for c in piece):
-                yield piece
+                space = line.rfind(" ", start, stop)
+                stop = clause if clause > start else space if space > start else stop
+            yield line[start:stop].strip()
             start = stop
+
+
+def _joined_lines(raw: str) -> Iterator[str]:
+    """The lines of a text, very short ones put together with those that follow."""
+    gathered: list[str] = []
+    length = 0
+    for line in raw.split("\n"):
+        gathered.append(line)
+        length += len(line) + 1
+        if length >= SHORTEST_PIECE:
+            yield " ".join(" ".join(gathered).split())
+            gathered, length = [], 0
+    yield " ".join(" ".join(gathered).split())
 
 
 def _balanced(text: str) -> str:

@@ -1,0 +1,8 @@
+"""`python -m loom`: the same as the command `loom`."""
+
+import sys
+
+from loom.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

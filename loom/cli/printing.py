@@ -1,0 +1,133 @@
+"""What a command says and where: the answer on stdout, everything else on stderr (docs/cli.md).
+
+Text that came from a model, a tool or a file name reaches a terminal without its control characters; a pipe gets
+every byte as it is. Nothing else in loom/cli/ writes to the standard streams.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Any
+
+from loom.wire.jsontext import dumps
+
+QUIET, NORMAL, VERBOSE = 0, 1, 2
+_level = NORMAL
+
+# C0 without newline and tab, DEL and C1; marks that reorder what a person reads; invisible tag characters.
+_HIDDEN = (
+    (0x00, 0x08),
+    (0x0B, 0x1F),
+    (0x7F, 0x9F),
+    (0x061C, 0x061C),
+    (0x200E, 0x200F),
+    (0x2028, 0x202E),
+    (0x2066, 0x2069),
+    (0xE0000, 0xE007F),
+)
+_table: dict[int, None] = {}
+
+
+class OutputClosed(Exception):
+    """Whoever read our stdout has gone: the command ends quietly."""
+
+
+def set_level(level: int) -> None:
+    """How much `note` and `detail` say from now on."""
+    global _level
+    _level = level
+
+
+def plain(text: str) -> str:
+    """The text without control, reordering and tag characters; newlines and tabs stay."""
+    if not _table:
+        _table.update(dict.fromkeys(code for first, last in _HIDDEN for code in range(first, last + 1)))
+    return text.translate(_table)
+
+
+def on_terminal() -> bool:
+    """Whether a person reads our stdout."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def write(text: str) -> None:
+    """Text on stdout, at once: as it is into a pipe, made plain for a terminal.
+
+    Raises OutputClosed when the reader has gone and OSError when the disk refuses.
+    """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "stdout is closed")
+    data = (plain(text) if on_terminal() else text).encode("utf-8", "replace")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise OutputClosed from None
+
+
+def line(text: str = "") -> None:
+    """One line on stdout."""
+    write(f"{text}\n")
+
+
+def json_line(value: dict[str, Any]) -> None:
+    """One JSON object on a line of stdout."""
+    line(dumps(value).decode())
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Columns as wide as their widest cell; nothing but the head when there are no rows."""
+    cells = [head, *[tuple(" ".join(plain(cell).split()) for cell in row) for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    for row in cells:
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def error(text: str) -> None:
+    """One line on stderr, whatever the level."""
+    _say(f"loom: {' '.join(text.split())}\n")
+
+
+def note(text: str) -> None:
+    """One line on stderr for a person; not with -q."""
+    if _level >= NORMAL:
+        _say(f"loom: {' '.join(text.split())}\n")
+
+
+def detail(text: str) -> None:
+    """One line on stderr, only with -v."""
+    if _level >= VERBOSE:
+        _say(f"loom: {' '.join(text.split())}\n")
+
+
+def aside(text: str) -> None:
+    """Text on stderr that is no answer and no message of ours: a prompt, what a model says between tool calls."""
+    if _level >= NORMAL:
+        _say(text)
+
+
+def raw_error(text: str) -> None:
+    """Lines on stderr as they are: a traceback."""
+    _say(text)
+
+
+def _say(text: str) -> None:
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(plain(text).encode("utf-8", "replace").decode("utf-8"))
+        sys.stderr.flush()
+    except (OSError, ValueError, UnicodeError):
+        pass  # nobody is there to be told
+
+
+def drop_stdout() -> None:
+    """Let what the interpreter still flushes at its end go nowhere."""
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.close(sink)
+    except OSError:
+        pass

@@ -1,0 +1,293 @@
+"""One agent under supervision: what its files ask, and what is written about it. Processes: loom/daemons/supervisor.py.
+
+read     want, agent.json, prompt.md (again only when their stat changed), whether there is mail
+written  status, pid, started_at, stopped_at, last_exit for people; crash records; `want` only to say dead
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loom.core.supervision import Exit, Kind, Seen, Wanted
+from loom.spool import agents, crashes, fs, locks, mailbox, wake
+from loom.spool.layout import AgentDir, Home
+from loom.spool.logs import Log
+from loom.wire import message
+from loom.wire.agent import WANTS, AgentSpec, Restart, Want
+from loom.wire.errors import Config, LoomError, NotFound
+from loom.wire.times import rfc3339
+
+_HALF_WRITTEN_S = 2.0  # so long an empty `want` is taken for one that is being written in place
+
+
+@dataclass(slots=True)
+class Process:
+    """The running process of an agent. `ours` tells a child from an adopted one."""
+
+    pid: int
+    start: int
+    pidfd: int
+    ours: bool
+    ready_fd: int = -1
+    since: str = ""  # RFC 3339, when it was started or adopted
+    stderr_at: int = 0
+    mark: frozenset[tuple[str, int]] = field(default_factory=frozenset)
+
+    @property
+    def epoch(self) -> str:
+        return f"{self.pid}.{self.start}"
+
+
+class Charge:
+    """`wanted` and `seen` are what loom.core.supervision decides on; `spec` is the last one that could be read."""
+
+    def __init__(self, home: Home, name: str) -> None:
+        self.home = home
+        self.name = name
+        self.agent: AgentDir = home.agent(name)
+        self.log = Log(self.agent.logs)
+        self.spec: AgentSpec | None = None
+        self.wanted = Wanted("down")
+        self.seen = Seen()
+        self.process: Process | None = None
+        self.absent = True  # no agent.json: no agent (yet, or any more)
+        self.met = False  # looked at once: from then on a changed `want` is somebody asking
+        self.recheck_s: float | None = None
+        self.trouble = ""  # why it cannot be started, for the log and told once
+        self.mail = False
+        self._inbox_ns = -1
+        self._swept_ns = -1
+        self._spec_token = ""
+        self._digest = ""
+        self._want: Want = "down"
+        self._shown = ""
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def refresh(self, shared: str, now_s: float) -> None:
+        """Read what changed. `shared` changes with config.yml and secrets/. Raises OSError."""
+        self._read_spec()
+        asked = _token(self.agent.want)
+        if asked != self.wanted.asked or self.recheck_s is not None:
+            self._read_want(now_s)
+        if self._want == "demand":
+            self._look_for_mail()
+        self.wanted = Wanted(
+            want="down" if self.absent else self._want,
+            restart=self.spec.restart if self.spec else Restart(),
+            mail=self.mail,
+            asked=asked,
+            spec=self._digest,
+            settings=f"{self._digest} {shared}",
+            broken=bool(self.trouble) and not self.absent,
+        )
+
+    def _read_spec(self) -> None:
+        token = f"{_token(self.agent.spec)} {_token(self.agent.prompt)}"
+        if token == self._spec_token:
+            return
+        self.trouble = ""
+        try:
+            self.absent = False
+            self.spec = agents.read_spec(self.agent)
+            self._digest = _digest(self.agent)
+        except NotFound:
+            self.absent = True
+        except Config as error:
+            self.trouble = error.line()
+            self.log.error("broken", error_type=error.kind, error=self.trouble)
+            self.log.close()
+        self._spec_token = token
+
+    def _read_want(self, now_s: float) -> None:
+        try:
+            text = fs.read(self.agent.want, 4096).decode("utf-8", "replace").strip()
+            age_s = time.time() - os.stat(self.agent.want).st_mtime
+        except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
+            text, age_s = "", _HALF_WRITTEN_S
+        self.recheck_s = None
+        known = next((want for want in WANTS if want == text), None)
+        if known is None and 0 <= age_s < _HALF_WRITTEN_S and self.met:
+            self.recheck_s = now_s + _HALF_WRITTEN_S  # `echo up > want` empties it first: what was wanted still holds
+        else:
+            self._want = known or "down"
+
+    def _look_for_mail(self) -> None:
+        """List the inbox only when it changed or held something the last time."""
+        try:
+            changed_ns = os.stat(self.agent.inbox).st_mtime_ns
+        except FileNotFoundError:
+            changed_ns = -1
+        if self.mail or changed_ns != self._inbox_ns:
+            self.mail = agents.has_mail(self.agent)
+            self._inbox_ns = changed_ns
+
+    def inbox_changed(self) -> bool:
+        """Whether something happened in the inbox since this was asked last: for the sweep, where no event came."""
+        try:
+            changed_ns = os.stat(self.agent.inbox).st_mtime_ns
+        except OSError:
+            return False
+        before, self._swept_ns = self._swept_ns, changed_ns
+        return before != changed_ns
+
+    def forget_mail(self) -> None:
+        """Its process ended and may have left claimed messages, which the inbox's time does not tell."""
+        self._inbox_ns = -1
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def show(self, status: str) -> None:
+        """`status` for people; an empty one leaves the word to the runner."""
+        if status and status != self._shown and not self.absent:
+            fs.hint(self.agent.status, status)
+        self._shown = status
+
+    def show_started(self) -> None:
+        assert self.process is not None
+        fs.hint(self.agent.pid, str(self.process.pid))
+        fs.hint(self.agent.started_at, self.process.since)
+
+    def show_ended(self, process: Process, exit_: Exit) -> None:
+        if not self.agent.path.is_dir():
+            return
+        now = agents.now_text()
+        fs.hint(self.agent.last_exit, f"{exit_text(exit_)} {process.epoch} {now}")
+        fs.hint(self.agent.stopped_at, now)
+        fs.remove(self.agent.pid)
+
+    def noted_exit(self, process: Process) -> Exit:
+        """How an adopted process ended by what it wrote itself, when the kernel could not tell."""
+        fields = agents.read_hint(self.agent.last_exit).split()
+        if len(fields) == 3 and fields[1] == process.epoch and fields[0].isdigit():
+            return Exit(code=int(fields[0]))
+        return Exit()
+
+    def record_crash(self, process: Process, exit_: Exit, kind: Kind, reason: str, wait_s: float | None) -> None:
+        """A crash record, and the same in the agent's log. `wait_s` None: no restart is planned."""
+        now_us = time.time_ns() // 1000
+        error_type, last_error = crashes.last_error(self.agent, process.since, now_us // 1000)
+        if reason:
+            error_type, last_error = "not_ready", reason
+        stderr = crashes.stderr_tail(self.agent, process.stderr_at)
+        record = {
+            "ts": rfc3339(now_us),
+            "exit_code": exit_.code,
+            "signal": signal_name(exit_.signal),
+            "restart_count": self.seen.n,
+            "next_restart_at": None if wait_s is None else rfc3339(now_us + int(wait_s * 1e6)),
+            **({"error_type": error_type, "last_error": last_error} if error_type else {}),
+            "stderr": stderr,
+        }
+        crashes.write(self.agent, now_us // 1000, record)
+        told = {key: value for key, value in record.items() if key not in ("ts", "stderr")}
+        self.log.error("crashed" if kind == "crash" else "refused", pid=process.pid, **told)
+        self.log.close()
+
+    # -- claimed messages of a process that is gone -----------------------------------------------------------
+
+    def fail_claimed(self, error_type: str, text: str, hint: str) -> int | None:
+        """Failure replies for what was claimed; how many messages were failed. None: the lock is held, try later."""
+        lock = locks.acquire(self.agent.lock)
+        if lock is None:
+            return None
+        with lock:
+            stems = [
+                stem for name in mailbox.in_progress(self.agent) if (stem := self._fail(name, error_type, text, hint))
+            ]
+        if stems:
+            wake.ring(self.home.wake_fifo("router"))
+        return len(stems)
+
+    def _fail(self, name: str, error_type: str, text: str, hint: str) -> str:
+        claimed = mailbox.take(self.agent, name)
+        if not isinstance(claimed, mailbox.Claimed):
+            return ""
+        attempt = mailbox.attempts(self.agent, claimed.stem)
+        todo, reply = mailbox.look(self.agent, self.name, claimed.stem, attempt)
+        if todo == "acknowledge":
+            return ""  # it was answered: its conversation and move are finished by the next incarnation
+        if reply is None:
+            stem, answer = message.reply_to(
+                claimed.message,
+                claimed.stem,
+                self.name,
+                attempt,
+                text,
+                time.time_ns() // 1_000_000,
+                error=True,
+                data={"error_type": error_type, "hint": hint},
+            )
+            mailbox.answer(self.agent, stem, answer)
+        else:
+            text = reply.body
+        mailbox.fail(
+            self.agent, claimed.stem, attempt, error_type=error_type, last_error=text, hint=hint, ts=agents.now_text()
+        )
+        self.log.error("failed", message=claimed.stem, attempt=attempt, error_type=error_type, error=text)
+        return claimed.stem
+
+    def bury(self, count: int) -> bool:
+        """Failure replies for what it had claimed, then `want` becomes dead. False: its lock is held, try later."""
+        last = crashes.newest(self.agent) or {}
+        because = f": {last['last_error']}" if last.get("last_error") else ""
+        text = f"{self.name} crashed {count} times without finishing a message{because}"
+        hint = f"see {self.agent.crashes}, then: loom agent start {self.name}"
+        if self.fail_claimed("dead", text, hint) is None:
+            return False
+        agents.write_want(self.agent, "dead")
+        self.log.error("dead", error=text, hint=hint)
+        self.log.close()
+        return True
+
+    def refuse(self, error: LoomError) -> None:
+        """It cannot be started as it is configured: said in its log."""
+        self.log.error("refused", error_type=error.kind, error=error.line())
+        self.log.close()
+
+
+def exit_text(exit_: Exit) -> str:
+    """An exit in one word: the status, the signal's name, or `unknown`."""
+    if exit_.code is not None:
+        return str(exit_.code)
+    return signal_name(exit_.signal) or "unknown"
+
+
+def signal_name(number: int | None) -> str | None:
+    import signal
+
+    if number is None:
+        return None
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def _token(path: Path) -> str:
+    """Changes whenever the file is replaced or rewritten; empty when there is none."""
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
+
+
+def shared_token(home: Home) -> str:
+    """Changes with what every agent's configuration may depend on."""
+    return f"{_token(home.config)} {_token(home.secrets)}"
+
+
+def _digest(agent: AgentDir) -> str:
+    sums = hashlib.sha256()
+    for path in (agent.spec, agent.prompt):
+        try:
+            sums.update(fs.read(path, 1 << 20))
+        except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
+            pass
+        sums.update(b"\0")
+    return sums.hexdigest()

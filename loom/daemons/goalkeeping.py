@@ -1,0 +1,282 @@
+"""One goal in the router's hands: events appended, decisions carried out (docs/goals.md section 1, ADR-0012).
+
+Three rules make every effect happen exactly once: a file causes one event and is removed only after that event is
+synced; an order is an event before it is a message, and is published again under the same name with the same bytes;
+what trees become is an event before it is done. Nothing here decides: loom.core.goal does.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from loom.core.goal import check as checking
+from loom.core.goal import decide as deciding
+from loom.core.goal import reduce as reducing
+from loom.core.goal import state as states
+from loom.core.goal.decide import Dispatch, Propose
+from loom.core.goal.state import GoalState, OrderState
+from loom.spool import blobs, fs, goals, mailbox, wake
+from loom.spool.journal import Journal
+from loom.spool.layout import GoalDir, Home
+from loom.wire import goal as goal_wire
+from loom.wire import ids
+from loom.wire import message as message_wire
+from loom.wire import order as order_wire
+from loom.wire.event import Event
+from loom.wire.jsontext import Malformed, dumps, loads_object
+from loom.wire.message import Message
+
+SNAPSHOT_EVERY = 200
+GRACE_S = 60.0  # beyond a message's own deadline: its runner reports that by itself
+MAX_ROUNDS = 10_000
+_CONTROL_EVENTS = {
+    "steer": "goal.steered",
+    "pause": "goal.paused",
+    "resume": "goal.resumed",
+    "cancel": "goal.cancelled",
+    "land": "goal.landing",
+}
+
+Actor = Mapping[str, Any]
+Free = Callable[[], Mapping[str, Sequence[str]]]
+
+
+class Goal:
+    """The writer of one goal's journal. Opening it folds the journal and publishes unreported orders again."""
+
+    def __init__(self, home: Home, directory: GoalDir, actor: Actor) -> None:
+        self.home, self.dir, self.actor = home, directory, actor
+        self.journal = Journal(directory.journal, home.blobs, home.head(directory.id))
+        self._effects: list[Callable[[], None]] = []
+        try:
+            self.state = self._load()
+            self._saved = self.state.seq
+            self.commit()
+            for order in self.state.open_orders():
+                self._deliver(order)
+        except BaseException:
+            self.journal.close()
+            raise
+
+    def _load(self) -> GoalState:
+        head = (self.journal.seq, self.journal.hash)
+        if not head[0]:
+            spec = goal_wire.to_json(goals.read_spec(self.dir))
+            return reducing.first(self.journal.stage("goal.created", self.actor, "goal.md", {"goal": spec}))
+        raw = goals.load_snapshot(self.dir, states.REDUCER_VERSION, head)
+        state: GoalState | None = None
+        if raw is not None:
+            try:
+                state = states.from_json(raw)
+            except (KeyError, TypeError, ValueError):
+                state = None
+        return reducing.fold(goals.events(self.home, self.dir, state.seq if state else 0), state)
+
+    # -- what comes in ------------------------------------------------------------------------------------------
+
+    def report(self, agent: str, stem: str, message: Message, done: Callable[[], None]) -> None:
+        """A reply to one of our orders. `done` is called once its event is durable."""
+        if stem not in self.state.causes:
+            order = self._order_of(agent, stem, message)
+            if order is None or order.reported:
+                self._append("reply.stale", {"agent": agent, "reply": stem}, cause=stem)
+            else:
+                self._append("order.reported", _report(order, message), cause=stem, actor=_actor(agent, message))
+        self._effects.append(done)
+
+    def _order_of(self, agent: str, stem: str, message: Message) -> OrderState | None:
+        """The order this is the answer to: agent and derived name must match what the journal says."""
+        request = message.origin.rpartition("/")[2]
+        order = self.state.orders.get(request)
+        if order is None or order.agent != agent or not ids.is_stem(request):
+            return None
+        return order if any(ids.reply_stem(agent, request, n) == stem for n in range(8)) else None
+
+    def take_controls(self) -> None:
+        """Journal what was dropped into control/; each file causes one event, also when it is refused."""
+        for name in goals.controls(self.dir):
+            cause = name.removesuffix(".json")
+            path = self.dir.control / name
+            if cause not in self.state.causes:
+                try:
+                    raw = goals.read_control(self.dir, name)
+                except FileNotFoundError:
+                    continue
+                except Malformed as error:
+                    refusal = {"type": "control", "reasons": [str(error)], "asked": True}
+                    self._append("invariant.refused", refusal, cause=cause)
+                else:
+                    data = {"by": str(raw.get("by", "")), **raw.get("args", {})}
+                    self._propose(_CONTROL_EVENTS[raw["verb"]], data, cause=cause, asked=True)
+            self._effects.append(lambda path=path: _remove(path))  # type: ignore[misc]
+
+    # -- what follows -------------------------------------------------------------------------------------------
+
+    def advance(self, free: Free) -> None:
+        """Decide and carry out until there is nothing to decide; then everything is durable and has taken effect."""
+        for _ in range(MAX_ROUNDS):
+            decisions = deciding.decide(self.state, time.time_ns() // 1000, free())
+            if not decisions:
+                break
+            for decision in decisions:
+                if isinstance(decision, Propose):
+                    self._propose(decision.type, decision.data)
+                else:
+                    self._dispatch(decision)
+        else:
+            raise RuntimeError(f"goal {self.dir.id} does not come to rest after {MAX_ROUNDS} rounds")
+        self.commit()
+        if self.state.seq - self._saved >= SNAPSHOT_EVERY or self.state.quiet:
+            self.save()
+
+    def commit(self) -> None:
+        """Sync what was appended, then let it take effect."""
+        self.journal.sync()
+        effects, self._effects = self._effects, []
+        for effect in effects:
+            effect()
+
+    def save(self) -> None:
+        """Write the snapshot and the plan for people; once nothing more will happen, the marker that says so."""
+        head = (self.journal.seq, self.journal.hash)
+        goals.save_snapshot(self.dir, states.REDUCER_VERSION, states.to_json(self.state), head)
+        self._saved = self.state.seq
+        if self.state.quiet:
+            self.journal.note_head()
+            fs.hint(goals.ended_marker(self.dir), self.state.status)
+
+    def close(self) -> None:
+        self.journal.close()
+
+    def _append(self, type_: str, data: Mapping[str, Any], cause: str = "", actor: Actor | None = None) -> Event:
+        cause = cause or f"seq:{self.state.seq}"
+        event = self.journal.stage(type_, self.actor if actor is None else actor, cause, data)
+        self.state = reducing.reduce(self.state, event)
+        self._effects.append(lambda: self._show(event))
+        return event
+
+    def _propose(self, type_: str, data: Mapping[str, Any], cause: str = "", asked: bool = False) -> bool:
+        reasons = checking.check(self.state, type_, data)
+        if not reasons:
+            self._append(type_, data, cause)
+            return True
+        refusal = {"type": type_, "reasons": reasons, "asked": asked, "subtask": data.get("subtask", "")}
+        self._append("invariant.refused", refusal, cause)
+        return False
+
+    def _dispatch(self, decision: Dispatch) -> None:
+        """An order is an event first: the message's bytes are a blob, the event names it, then it is delivered."""
+        now_ms = time.time_ns() // 1_000_000
+        stem = ids.message_stem(now_ms, os.urandom(10))
+        deadline_ms = now_ms + int(self.state.spec.limits.order_timeout_s * 1000)
+        data: dict[str, Any] = {
+            "role": decision.role,
+            "agent": decision.agent,
+            "kind": decision.kind,
+            "subtask": decision.subtask,
+            "attempt": decision.attempt,
+            "name": stem,
+            "deadline_us": int((deadline_ms + GRACE_S * 1000) * 1000),
+        }
+        try:
+            raw = message_wire.encode(self._message(decision, stem, now_ms, deadline_ms))
+        except ValueError as error:
+            refusal = {"type": "order.dispatched", "reasons": [str(error)], "asked": False, "subtask": decision.subtask}
+            self._append("invariant.refused", refusal)
+            return
+        data["message"] = blobs.put(self.home.blobs, raw)
+        if self._propose("order.dispatched", data):
+            order = self.state.orders[stem]
+            self._effects.append(lambda: self._deliver(order))
+
+    def _message(self, decision: Dispatch, stem: str, now_ms: int, deadline_ms: int) -> Message:
+        tree = self.dir.tree(decision.subtask, decision.attempt) if decision.subtask else None
+        order = order_wire.Order(
+            kind=decision.kind,
+            model=decision.model,
+            tools=decision.tools,
+            workspace=str(tree) if tree is not None and decision.tools else "",
+            cwd=self.state.spec.cwd,
+            payload=self._resolved({**decision.payload, **_place(decision)}),
+        )
+        return Message(
+            id=ids.ulid_of(stem),
+            from_="router",
+            ts_ms=now_ms,
+            body=f"{decision.kind} {decision.subtask}".strip(),
+            reply_to="router",
+            kind=decision.kind,
+            goal=self.dir.id,
+            deadline_ms=deadline_ms,
+            data=order_wire.to_json(order),
+        )
+
+    def _resolved(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """The payload with {"$text": digest} and {"$json": digest} replaced by what those blobs hold."""
+        found: dict[str, Any] = {}
+        for key, value in payload.items():
+            if isinstance(value, dict) and len(value) == 1 and "$text" in value:
+                value = blobs.get(self.home.blobs, value["$text"]).decode("utf-8", "replace")
+            elif isinstance(value, dict) and len(value) == 1 and "$json" in value:
+                value = loads_object(blobs.get(self.home.blobs, value["$json"]))["files"]
+            found[key] = value
+        return found
+
+    def _deliver(self, order: OrderState) -> None:
+        mailbox.deliver(self.home.agent(order.agent), order.name, blobs.get(self.home.blobs, order.message))
+        wake.ring_agent(self.home.wake, order.agent)
+
+    def _show(self, event: Event) -> None:
+        """Evidence beside the journal, for people: derived, never read back."""
+        data = event.data
+        if event.type == "plan.accepted":
+            fs.hint(self.dir.plan, dumps(dict(data)).decode())
+        if event.type not in ("subtask.started", "subtask.reported", "verdict.recorded"):
+            return
+        sub = self.state.subtasks.get(data["subtask"])
+        if sub is None:
+            return
+        attempt = self.dir.attempt(sub.spec.id, data.get("attempt", sub.attempt))
+        fs.ensure_dir(attempt)
+        if event.type == "subtask.started":
+            fs.hint(attempt / "instruction.md", sub.spec.instruction)
+        elif event.type == "subtask.reported":
+            fs.hint(attempt / "result.md", str(data["summary"]))
+        else:
+            fs.hint(attempt / f"verdict-{event.seq}.json", dumps(dict(data)).decode())
+
+
+def _place(decision: Dispatch) -> dict[str, Any]:
+    """What a keeper needs to find the tree. The roles get the whole subtask in their payload instead."""
+    if decision.role != "keeper" or not decision.subtask:
+        return {}
+    return {"subtask": decision.subtask, "attempt": decision.attempt}
+
+
+def _report(order: OrderState, message: Message) -> dict[str, Any]:
+    data = dict(message.data or {})
+    times: dict[str, Any] = {k: data.pop(k) for k in ("began_us", "ended_us") if k in data}
+    data.pop("actor", None)
+    usage = data.pop("usage", None)
+    if message.error:
+        error = {
+            "type": data.get("error_type", "error"),
+            "message": message.body[:2000],
+            "exit_status": data.get("exit_status"),
+        }
+        return {"order": order.name, "ok": False, "data": None, "error": error, **times}
+    return {"order": order.name, "ok": True, "data": data, "error": None, "usage": usage, **times}
+
+
+def _actor(agent: str, message: Message) -> dict[str, Any]:
+    """The process that did the work, as it says itself; the agent's name is that of the outbox it lay in."""
+    said = (message.data or {}).get("actor")
+    said = said if isinstance(said, dict) else {}
+    return {"agent": agent, "pid": said.get("pid"), "start": said.get("start")}
+
+
+def _remove(path: Any) -> None:
+    fs.remove(path)

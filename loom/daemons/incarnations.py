@@ -1,0 +1,127 @@
+"""Starting, adopting and ending the process of an agent: the hands of the supervisor.
+
+Nothing here decides when; what is done to a process is done through its pidfd.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterable, Mapping
+
+from loom.core.supervision import Exit
+from loom.daemons import programs
+from loom.daemons.charge import Charge, Process
+from loom.proc import pidfd, spawn, tree
+from loom.spool import agents, crashes, fs, locks
+from loom.spool.layout import Home
+
+
+class Incarnations:
+    """`programs` maps a runner's name to `module:function`; `env` is what a clean base is taken from."""
+
+    def __init__(self, home: Home, table: Mapping[str, str], env: Mapping[str, str]) -> None:
+        self._home = home
+        self._table = table
+        self._base = spawn.base_environment(env)
+        self._nofile = _raise_nofile()
+        # Every runner holds the reading end, only we the other: when we end, however, they hear it (POLLHUP).
+        self._alone_read, self._alone_write = os.pipe()
+
+    def close(self) -> None:
+        os.close(self._alone_read)
+        os.close(self._alone_write)
+
+    def start(self, charge: Charge) -> Process:
+        """Start the agent's runner. Raises Config when there is no such runner, OSError when it cannot be for now."""
+        assert charge.spec is not None
+        program = self._program(charge)
+        stderr = fs.open_append(charge.agent.stderr)
+        try:
+            at = crashes.stderr_size(charge.agent)
+            mark = agents.finished_mark(charge.agent)
+            child = spawn.spawn(program, stderr, self._alone_read)
+        finally:
+            os.close(stderr)
+        return Process(
+            child.pid, child.start, child.pidfd, True, child.ready, agents.now_text(), stderr_at=at, mark=mark
+        )
+
+    def _program(self, charge: Charge) -> spawn.Program:
+        spec, agent = charge.spec, charge.agent
+        assert spec is not None
+        target = self._table.get(spec.runner)
+        return spawn.Program(
+            name=agent.name,
+            directory=agent.path,
+            env=spawn.runner_environment(self._base, self._home.path, agent.name, agent.path, spec.env),
+            entry=programs.entry_of(target) if target else None,
+            argv=() if target else programs.command_of(spec.runner, agent.path),
+            nofile=self._nofile,
+        )
+
+    def adopt(self, charge: Charge) -> Process | None:
+        """The process that serves this mailbox already, by its lock; None when nobody does."""
+        who = locks.holder(charge.agent.lock)
+        if who is None or who.pid == os.getpid():
+            return None
+        handle = pidfd.open_pidfd(who.pid, who.start)
+        if handle is None:
+            return None
+        return Process(
+            who.pid,
+            who.start,
+            handle,
+            False,
+            since=agents.now_text(),
+            stderr_at=crashes.stderr_size(charge.agent),
+            mark=agents.finished_mark(charge.agent),
+        )
+
+    @staticmethod
+    def terminate(process: Process) -> None:
+        """Ask it to finish or record its step and to leave; one that is stopped (Ctrl-Z) must run to hear it."""
+        pidfd.send(process.pidfd, signal.SIGTERM)
+        pidfd.send(process.pidfd, signal.SIGCONT)
+
+    def kill(self, charge: Charge, process: Process) -> int:
+        """End it and everything below it, whatever it does with signals."""
+        return tree.kill_tree(process.pid, process.start, spawn.mark_of(charge.agent.path))
+
+    def collect(self, charge: Charge, process: Process, others: Iterable[int]) -> Exit:
+        """Take the exit of a process that has ended; what it left running is ended first, while it pins its number.
+
+        others   pids of our other runners
+        """
+        if not process.ours:
+            self.kill(charge, process)
+            code = pidfd.exit_of(process.pidfd, process.pid, process.start)
+            os.close(process.pidfd)
+            return charge.noted_exit(process) if code is None else _exit(code)
+        if set(tree.children_of_ours()) - set(others) - {process.pid}:
+            self.kill(charge, process)  # orphans came to us: those of its session, or with its mark, are its
+        code = pidfd.reap(process.pidfd)
+        os.close(process.pidfd)
+        return Exit() if code is None else _exit(code)
+
+
+def _exit(code: int) -> Exit:
+    return Exit(code=code) if code >= 0 else Exit(signal=-code)
+
+
+def age_s(process: Process) -> float:
+    """For how long a process has been running."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / ticks)
+
+
+def _raise_nofile() -> tuple[int, int]:
+    """A descriptor for each runner: take what the system allows. Returns what runners get instead: our own limits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass
+    return soft, hard

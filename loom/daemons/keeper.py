@@ -1,0 +1,182 @@
+"""The keeper: trees, differences and deterministic checks, without a model (docs/goals.md sections 1, 3 and 4).
+
+Its orders: snapshot {source}, prepare {}, inspect {subtask, kept}, apply {changes}, land {source, base}. Each may be
+carried out again after a crash and then finds its work done.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loom.core import checks
+from loom.core.goal.state import spec_from_json
+from loom.core.plan import covers
+from loom.daemons import service
+from loom.daemons.service import Agent, Done
+from loom.spool import blobs, fs, goals, trees
+from loom.spool.layout import GoalDir
+from loom.spool.mailbox import Claimed
+from loom.spool.trees import Change
+from loom.spool.turns import Turn
+from loom.wire import ids
+from loom.wire import order as orders
+from loom.wire.errors import BadInput, WorkFailed
+from loom.wire.jsontext import dumps, loads_object
+
+MAX_LISTED = 2_000
+MAX_DIFF_BYTES = 200_000
+_BEGIN = "manifest.json"
+
+
+def serve_keeper(agent_dir: Path, drain: bool = False) -> int:
+    """A keeper of the pool (runners/keeper)."""
+    return service.serve(agent_dir, KeeperWorker, drain)
+
+
+class KeeperWorker:
+    """One order, one deed."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self._deeds: dict[str, Callable[[GoalDir, Mapping[str, Any]], dict[str, Any]]] = {
+            "snapshot": self.snapshot,
+            "prepare": self.prepare,
+            "inspect": self.inspect,
+            "apply": self.apply,
+            "land": self.land,
+        }
+
+    def work(self, claimed: Claimed, turn: Turn) -> Done:
+        message = claimed.message
+        order = orders.decode(message.kind, message.data or {})
+        deed = self._deeds.get(order.kind)
+        if deed is None or not ids.is_goal(message.goal):
+            raise BadInput(f"{order.kind!r} is no order for a keeper", kind="bad_order")
+        data = deed(self.agent.home.goal(message.goal), order.payload)
+        return Done(f"{order.kind} done", data)
+
+    def snapshot(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Copy the source into the goal's workspace; {base: manifest blob, files: list blob for the planner}."""
+        if not goal.workspace.exists():
+            building = goal.path / fs.TMP / "workspace"
+            fs.remove_tree(building)
+            source = str(payload["source"])
+            if source:
+                trees.copy(Path(source), building)
+            else:
+                fs.ensure_dir(building)
+            fs.sync_tree(building)
+            fs.calls.rename_noreplace(str(building), str(goal.workspace))
+            fs.calls.fsync_dir(str(goal.path))
+        manifest = trees.scan(goal.workspace)
+        listed = [[path, e.size] for path, e in manifest.items() if e.mode != trees.LINK]
+        return {
+            "base": self._put({"files": trees.manifest_to_json(manifest)}),
+            "files": self._put({"files": listed[:MAX_LISTED], "total": len(listed)}),
+        }
+
+    def prepare(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of the workspace for one attempt, and the manifest it began with."""
+        attempt = goal.attempt(payload["subtask"], payload["attempt"])
+        tree = attempt / "tree"
+        if not tree.exists():
+            building = attempt / fs.TMP / "tree"
+            fs.remove_tree(building)
+            manifest = trees.copy(goal.workspace, building)
+            fs.replace(attempt / _BEGIN, dumps({"files": trees.manifest_to_json(manifest)}))
+            fs.calls.rename_noreplace(str(building), str(tree))
+        return {}
+
+    def inspect(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """What the attempt changed, and the checks on it: {passed, checks, findings, changes: blob, diff: blob}."""
+        spec = spec_from_json(payload["spec"])
+        attempt = goal.attempt(payload["subtask"], payload["attempt"])
+        tree = attempt / "tree"
+        try:
+            began = trees.manifest_from_json(loads_object(fs.read(attempt / _BEGIN))["files"])
+        except FileNotFoundError:
+            raise WorkFailed(f"the tree of {spec.id}, attempt {payload['attempt']}, is gone") from None
+        now = trees.scan(tree)
+        changes = trees.compare(began, now)
+        trees.store(self.agent.home.blobs, goal.workspace, tree, changes)
+        files: dict[str, bytes | None] = {
+            path: trees.read_file(tree, path) for path in now if any(covers(d, path) for d in spec.deliverables)
+        }
+        found = checks.check_all(spec, [c.path for c in changes], files, payload["kept"])
+        result = {
+            "passed": all(c.passed for c in found),
+            "checks": [checks.to_json(c) for c in found],
+            "findings": checks.findings(found),
+        }
+        diff = unified(changes, self.agent.home.blobs)
+        fs.hint(attempt / "checks.json", dumps(result).decode())
+        fs.hint(attempt / "diff.patch", diff)
+        return {
+            **result,
+            "changes": self._put(trees.changes_to_json(changes)),
+            "diff": blobs.put(self.agent.home.blobs, diff.encode("utf-8", "replace")),
+        }
+
+    def apply(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Bring committed changes into the goal's workspace: {written, conflicts}."""
+        changes = trees.changes_from_json(self._get(payload["changes"]))
+        applied = trees.apply(goal.workspace, changes, self.agent.home.blobs, goal.id)
+        return {"written": list(applied.written), "conflicts": list(applied.conflicts)}
+
+    def land(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Bring the result into the user's tree; refused as a whole when a path was changed meanwhile."""
+        source = Path(payload["source"])
+        if not source.is_dir():
+            raise WorkFailed(f"the workspace {source} is gone")
+        base = trees.manifest_from_json(self._get(payload["base"])["files"])
+        result = trees.scan(goal.workspace)
+        changes = [c for c in trees.compare(base, result) if c.before != c.after]
+        trees.store(self.agent.home.blobs, source, goal.workspace, changes)
+        applied = trees.apply(source, changes, self.agent.home.blobs, goal.id, goals.read_spec(goal).umask)
+        written = [] if applied.conflicts else [c.path for c in changes]
+        return {"written": written, "conflicts": list(applied.conflicts)}
+
+    def _put(self, value: Mapping[str, Any]) -> str:
+        return blobs.put(self.agent.home.blobs, dumps(dict(value)))
+
+    def _get(self, digest: str) -> dict[str, Any]:
+        return loads_object(blobs.get(self.agent.home.blobs, digest))
+
+
+def unified(changes: Sequence[Change], blob_dir: Path) -> str:
+    """A unified diff of what is text, cut at MAX_DIFF_BYTES; anything else is one line."""
+    parts: list[str] = []
+    size = 0
+    for change in changes:
+        part = _one_diff(change, blob_dir)
+        size += len(part)
+        if size > MAX_DIFF_BYTES:
+            parts.append(f"[… {len(changes) - len(parts)} more files]\n")
+            break
+        parts.append(part)
+    return "".join(parts)
+
+
+def _one_diff(change: Change, blob_dir: Path) -> str:
+    old, new = _lines(change.before, blob_dir), _lines(change.after, blob_dir)
+    before = f"a/{change.path}" if change.before else os.devnull
+    after = f"b/{change.path}" if change.after else os.devnull
+    if old is None or new is None:
+        return f"--- {before}\n+++ {after}\n[not text or too long]\n"
+    lines = difflib.unified_diff(old, new, before, after, n=3)
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def _lines(digest: str | None, blob_dir: Path) -> list[str] | None:
+    if digest is None:
+        return []
+    try:
+        data = blobs.get(blob_dir, digest)
+        # Comparing long texts line by line takes time that grows with their product.
+        return data.decode("utf-8").splitlines(keepends=True) if len(data) <= MAX_DIFF_BYTES else None
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,78 @@
+"""Which function serves which runner: the table from `runner` in agent.json to what a fork calls.
+
+Names that are not here are executables: an absolute path, or a name in the shipped runners/ directory.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+from loom.proc.spawn import Entry
+from loom.spool.layout import programs_dir
+from loom.wire.errors import Config
+
+RUNNERS: dict[str, str] = {
+    "agent": "loom.daemons.runner:serve_agent",
+    "planner": "loom.daemons.runner:serve_planner",
+    "executor": "loom.daemons.runner:serve_executor",
+    "verifier": "loom.daemons.runner:serve_verifier",
+    "keeper": "loom.daemons.keeper:serve_keeper",
+    "router": "loom.daemons.router:serve_router",
+}
+
+# What runners import when they first need it. Imported before the first fork it is shared and costs a child nothing.
+PRELOAD = (
+    "loom.models.transport",
+    "loom.models.openai",
+    "loom.models.builtin.text",
+    "loom.proc.toolcall",
+    "orjson",
+)
+
+
+def preload(programs: Mapping[str, str]) -> list[str]:
+    """Import all that forks will run. What cannot be imported is returned, one line each; the others still work."""
+    failed = []
+    for module in sorted({target.partition(":")[0] for target in programs.values()} | set(PRELOAD)):
+        try:
+            import_module(module)
+        except ImportError as error:
+            failed.append(f"{module}: {error}")
+    return failed
+
+
+def entry_of(target: str) -> Entry:
+    """The function named `module:function`. Raises Config when there is none."""
+    module, _, name = target.partition(":")
+    try:
+        function: Entry = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise Config(f"the runner {target} cannot be loaded: {error}", hint="reinstall loom") from None
+    return function
+
+
+def command_of(runner: str, agent_dir: Path) -> tuple[str, ...]:
+    """The command line of a runner that is an executable. Raises Config when there is none of that name.
+
+    A shipped Python runner is given to the interpreter that runs us, whatever `python3` on PATH may be.
+    """
+    if Path(runner).is_absolute():
+        path, shipped = Path(runner), False
+    elif "/" in runner or runner.startswith("."):
+        raise Config(f"runner {runner!r} is neither a name nor an absolute path", hint="give its absolute path")
+    else:
+        path, shipped = programs_dir("runners") / runner, True
+    if not path.is_file():
+        raise Config(f"there is no runner {str(path)!r}", hint="correct 'runner' in agent.json")
+    if shipped and _is_python(path):
+        return (sys.executable, str(path), str(agent_dir))
+    return (str(path), str(agent_dir))
+
+
+def _is_python(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline(200)
+    return first.startswith(b"#!") and b"python" in first

@@ -1,0 +1,239 @@
+"""The router: moves mail, turns replies into events and events into messages, and executes nothing.
+
+It looks at every outbox when it starts and every 30 s, and in between only where something changed
+(docs/protocol.md sections 4 and 6, docs/goals.md section 1).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loom.core import routing
+from loom.daemons import service
+from loom.daemons.goalkeeping import Goal
+from loom.daemons.service import Agent
+from loom.spool import agents, blobs, config, fs, goals, journal, mailbox, wake, watch
+from loom.spool.layout import AgentDir
+from loom.spool.locks import Incarnation
+from loom.wire import agent as agent_wire
+from loom.wire import exits, ids
+from loom.wire import message as message_wire
+from loom.wire.agent import AgentSpec
+from loom.wire.errors import Config
+from loom.wire.jsontext import Malformed, loads_object
+from loom.wire.message import Message, Unreadable
+
+SWEEP_S = 30.0
+BY_ORDER = "by-order"  # pool agents have no model of their own: it comes with each order
+
+
+def serve_router(agent_dir: Path, drain: bool = False) -> int:
+    """The router of a home (runners/router)."""
+    return service.serve_loop(agent_dir, Router, drain)
+
+
+class Router:
+    """One per home: it holds the lock of the agent `router`."""
+
+    def __init__(self, agent: Agent, me: Incarnation) -> None:
+        self.agent, self.home = agent, agent.home
+        self.actor = {"agent": agent.dir.name, "pid": me.pid, "start": me.start}
+        self.pools = self._make_pools()
+        self.goals: dict[str, Goal] = {}
+        self.broken: set[str] = set()
+        self.bell = wake.listen(self.home.wake_fifo(agent.dir.name))
+        self.alone = service.Alone()
+        self.watch: watch.Watch | None = None
+        self.watched: set[str] = set()
+        self._changed: set[str] = set()  # agents whose outbox has changed
+        self._next_sweep_s = 0.0
+        try:
+            self.watch = watch.Watch()
+        except OSError as error:
+            agent.log.warning("no_inotify", error=str(error), hint="the router looks every 2 seconds instead")
+
+    def close(self) -> None:
+        for goal in self.goals.values():
+            goal.close()
+        os.close(self.bell)
+        if self.watch is not None:
+            self.watch.close()
+
+    def recover(self) -> None:
+        """Everything is looked at once."""
+        self.sweep()
+
+    def run(self, drain: bool) -> int:
+        while True:
+            self.agent.stopping.check()
+            wake.drain(self.bell)
+            if not drain:
+                self._wait()
+            self.agent.stopping.check()
+            self.sweep()
+            if drain and not self.goals:
+                return exits.DONE
+
+    def _wait(self) -> None:
+        fds = [self.bell, *([self.watch.fd] if self.watch is not None else [])]
+        limit = max(0.0, self._next_sweep_s - time.monotonic())
+        if self.watch is None:
+            limit = min(limit, service.LOOK_EVERY_S)
+        self.alone.wait(self.agent.stopping, min(limit, self._next_deadline_s()), fds)
+        wake.drain(self.bell)
+        if self.watch is not None:
+            for event in self.watch.read():
+                if event.key is None:
+                    self._next_sweep_s = 0.0  # events were lost: look everywhere
+                elif isinstance(event.key, str) and event.key in self.watched:
+                    self._changed.add(event.key)
+
+    def _next_deadline_s(self) -> float:
+        now_us = time.time_ns() // 1000
+        due = [o.deadline_us - now_us for goal in self.goals.values() for o in goal.state.open_orders()]
+        return max(0.0, min(due, default=SWEEP_S * 1e6) / 1e6 + 0.01)
+
+    # -- one round ----------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Route what is in the outboxes, take up goals, carry out what follows."""
+        full = self.watch is None or time.monotonic() >= self._next_sweep_s
+        if full:
+            self._next_sweep_s = time.monotonic() + SWEEP_S
+        self._open_goals()
+        for name in self._outboxes(full):
+            self._route_outbox(self.home.agent(name))
+        for name, goal in list(self.goals.items()):
+            goal.take_controls()
+            goal.advance(self._free)
+            if goal.state.quiet:
+                goal.close()
+                del self.goals[name]
+                self.agent.log.info("goal_ended", goal=name, status=goal.state.status, reason=goal.state.reason)
+
+    def _outboxes(self, full: bool) -> list[str]:
+        changed, self._changed = self._changed, set()
+        if not full:
+            # Agents that are new since the last look have no watch yet; pool agents are few and looked at always.
+            return sorted(changed | {name for names in self.pools.values() for name in names})
+        names = agents.names(self.home)
+        if self.watch is not None:
+            for name in names:
+                if name not in self.watched:
+                    try:
+                        self.watch.add(self.home.agent(name).outbox, watch.ARRIVALS, name)
+                        self.watched.add(name)
+                    except OSError as error:
+                        self.agent.log.warning("not_watched", name=name, error=str(error))
+        return names
+
+    def _open_goals(self) -> None:
+        for name in goals.live(self.home):
+            if name in self.goals or name in self.broken:
+                continue
+            try:
+                self.goals[name] = Goal(self.home, self.home.goal(name), self.actor)
+                self.agent.log.info("goal_opened", goal=name, seq=self.goals[name].state.seq)
+            except (journal.JournalDamaged, blobs.BlobDamaged, Config, Malformed, ValueError) as error:
+                self.broken.add(name)  # one damaged goal does not stop the others; it is looked at after a restart
+                self.agent.log.error("goal_damaged", goal=name, error=str(error))
+            except journal.JournalBusy as error:
+                self.agent.log.error("goal_busy", goal=name, error=str(error))
+
+    def _free(self) -> Mapping[str, Sequence[str]]:
+        """Pool agents without an order of any goal, by role."""
+        busy = {o.agent for goal in self.goals.values() for o in goal.state.open_orders()}
+        return {role: [n for n in names if n not in busy] for role, names in self.pools.items()}
+
+    # -- mail ---------------------------------------------------------------------------------------------------
+
+    def _route_outbox(self, box: AgentDir) -> None:
+        try:
+            names = mailbox.outgoing(box)
+        except FileNotFoundError:
+            return
+        for name in names:
+            self._route(box, name)
+
+    def _route(self, box: AgentDir, name: str) -> None:
+        stem = ids.stem_of(name)
+        try:
+            if stem is None:
+                raise Unreadable("bad_name", f"{name!a} is not <13 digits>-<ulid>.msg")
+            raw = mailbox.read_message(box.outbox / name)
+            message = message_wire.decode(raw, stem)
+            if message.from_ != box.name:
+                raise Unreadable("wrong_sender", f"'from' is {ascii(message.from_)[:80]}, the outbox is {box.name}'s")
+        except FileNotFoundError:
+            return
+        except Unreadable as error:
+            mailbox.refuse(box, name, error.reason, str(error))
+            self.agent.log.error("refused", name=ascii(name)[1:-1], outbox=box.name, reason=error.reason)
+            return
+        if message.kind and message.to == self.agent.dir.name:
+            self._report(box, stem, message)
+        else:
+            self._forward(box, stem, message, raw)
+
+    def _report(self, box: AgentDir, stem: str, message: Message) -> None:
+        goal = self.goals.get(message.goal)
+        if goal is None:
+            if message.goal in self.broken:
+                return  # kept until a person has looked at the goal
+            self.agent.log.warning("stale_reply", reply=stem, goal=message.goal, hint="the goal has ended")
+            mailbox.mark_sent(box, stem)
+            return
+        goal.report(box.name, stem, message, lambda: mailbox.mark_sent(box, stem))
+
+    def _forward(self, box: AgentDir, stem: str, message: Message, raw: bytes) -> None:
+        """Copy to each target under the same name, then mark as sent."""
+        for name in routing.targets(self._routes(), message):
+            target = self.home.agent(name) if ids.is_agent(name) else None
+            if name == "user":
+                continue
+            if target is None or not target.spec.exists():
+                mailbox.refuse(box, f"{stem}.msg", "no_target", f"there is no agent {ascii(name)[:80]}")
+                self.agent.log.error("refused", message=stem, outbox=box.name, reason="no_target", target=name)
+                return
+            try:
+                mailbox.deliver(target, stem, raw)
+            except mailbox.Conflict as error:
+                mailbox.refuse(box, f"{stem}.msg", "conflict", str(error))
+                return
+            wake.ring_agent(self.home.wake, name)
+            self.agent.log.info("routed", message=stem, source=box.name, target=name)
+        mailbox.mark_sent(box, stem)
+
+    def _routes(self) -> routing.Routes:
+        try:
+            return routing.decode(loads_object(fs.read(self.home.routes, 16 << 20)), str(self.home.routes))
+        except FileNotFoundError:
+            return {}
+        except (Malformed, fs.NotRegular, fs.TooLarge, Config) as error:
+            self.agent.log.error("routes_unreadable", error=str(error))
+            raise Config(f"{self.home.routes}: {error}") from None
+
+    # -- pools --------------------------------------------------------------------------------------------------
+
+    def _make_pools(self) -> dict[str, list[str]]:
+        """The shared agents of each role: made when missing, started by the supervisor when they have mail."""
+        settings = config.load(self.home, {})
+        pools: dict[str, list[str]] = {}
+        for role in ids.POOL_ROLES:
+            pools[role] = [f"{role}-{n}" for n in range(1, settings[f"pools.{role}"] + 1)]
+            for name in pools[role]:
+                spec = AgentSpec(name=name, model=BY_ORDER, runner=role, idle_s=float(settings["pools.idle"]))
+                self._make_agent(spec)
+        return pools
+
+    def _make_agent(self, spec: AgentSpec) -> None:
+        directory = self.home.agent(spec.name)
+        try:
+            same = fs.read(directory.spec) == agent_wire.encode(spec)
+        except (FileNotFoundError, fs.NotRegular):
+            same = False
+        if not same or agents.read_want(directory) != "demand":
+            agents.create(self.home, spec, "", "demand")

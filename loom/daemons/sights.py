@@ -1,0 +1,109 @@
+"""What the supervisor hears of changes in the home: one inotify instance over agents/, each agent and each inbox.
+
+Only a courtesy: without inotify (no instances or watches left) the supervisor looks everywhere more often.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loom.spool import watch
+from loom.spool.layout import AgentDir, Home
+
+_DECIDING = ("want", "agent.json", "prompt.md")
+_AGENTS, _HOME, _SECRETS = ("agents", ""), ("home", ""), ("secrets", "")
+
+
+@dataclass(slots=True)
+class News:
+    """`changed`: agents whose files are to be read again; `mail`: names that arrived in an agent's inbox."""
+
+    everywhere: bool = False
+    agents: bool = False
+    settings: bool = False
+    changed: set[str] = field(default_factory=set)
+    mail: dict[str, set[str]] = field(default_factory=dict)
+
+
+class Sights:
+    """`complete` is False when something could not be watched; `why` says why."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._watch: watch.Watch | None = None
+        self.complete = True
+        self.why = ""
+        try:
+            self._watch = watch.Watch()
+        except OSError as error:
+            self._give_up(error)
+
+    @property
+    def fd(self) -> int:
+        return -1 if self._watch is None else self._watch.fd
+
+    def watch_home(self) -> None:
+        """Also again later: secrets/ need not exist from the start."""
+        self._add(_AGENTS, self._home.agents, watch.ARRIVALS | watch.DELETED | watch.MOVED_FROM)
+        self._add(_HOME, self._home.path, watch.REPLACED | watch.CREATED)
+        self._add(_SECRETS, self._home.secrets, watch.REPLACED | watch.DELETED)
+
+    def watch_agent(self, agent: AgentDir) -> None:
+        """Watch what is there of an agent's directory; nothing happens for what is watched already."""
+        self._add(("agent", agent.name), agent.path, watch.REPLACED | watch.CREATED | watch.DELETED)
+        self._add(("inbox", agent.name), agent.inbox, watch.ARRIVALS)
+
+    def forget_agent(self, name: str) -> None:
+        for key in (("agent", name), ("inbox", name)):
+            number = self._numbers.pop(key, None)
+            if number is not None and self._watch is not None:
+                self._watch.remove(number)
+
+    def _add(self, key: tuple[str, str], directory: Path, mask: int) -> None:
+        if self._watch is None or key in self._numbers:
+            return
+        try:
+            self._numbers[key] = self._watch.add(directory, mask, key)
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # not there yet: its creation is seen from the directory above
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.complete = False
+        self.why = f"{error.strerror or error}: raise fs.inotify.max_user_instances and fs.inotify.max_user_watches"
+
+    def read(self) -> News:
+        """Everything heard since the last time."""
+        news = News()
+        for event in self._watch.read() if self._watch is not None else ():
+            if event.mask & watch.OVERFLOW or not isinstance(event.key, tuple):
+                news.everywhere = True
+                continue
+            if event.mask & watch.IGNORED:
+                self._numbers.pop(event.key, None)
+                news.everywhere = True
+                continue
+            self._take(news, event.key, event.name)
+        return news
+
+    def _take(self, news: News, key: tuple[str, str], name: str) -> None:
+        kind, agent = key
+        if kind == "agents":
+            news.agents = True
+        elif kind == "inbox":
+            if name.endswith(".msg") and not name.startswith("."):
+                news.mail.setdefault(agent, set()).add(name)
+        elif kind == "agent":
+            if name in _DECIDING:
+                news.changed.add(agent)
+            elif name == "inbox":
+                news.everywhere = True
+        elif kind == "secrets" or name in ("config.yml", "secrets"):
+            news.settings = True
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()

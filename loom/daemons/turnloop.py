@@ -1,0 +1,182 @@
+"""Carrying a turn out: ask, run tools, record each step before the next (docs/protocol.md section 5, ADR-0004).
+
+What is to be done next is decided by loom.core.turn from the record alone. Used by runners and by filters alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loom.core import turn as core
+from loom.models.base import Model
+from loom.proc.stopping import OutOfTime, Stopping
+from loom.spool.logs import Log
+from loom.spool.turns import Turn
+from loom.wire.chat import ChatReply, ChatRequest, TextDelta, ToolCall, ToolSpec, Usage, usage_to_json
+from loom.wire.errors import BadInput, Deadline, LoomError, TryLater, Unavailable, WorkFailed
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The granted tools and how one call of them is made: (call) -> {"status": …}; raises OSError or Disk only."""
+
+    specs: Mapping[str, ToolSpec] = field(default_factory=dict)
+    run: Callable[[ToolCall], Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a turn came to: the last answer's text and the tokens of all its calls, of earlier incarnations too."""
+
+    text: str
+    usage: Usage
+    steps: int
+    failed_calls: int
+
+
+def run(
+    turn: Turn,
+    first: ChatRequest,
+    model: Model,
+    tools: Tools,
+    stopping: Stopping,
+    log: Log,
+    *,
+    emit: Emit = lambda event: None,
+    streaming: bool = False,
+    deadline_ms: int | None = None,
+) -> Outcome:
+    """Go on with a turn until it has an answer.
+
+    emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage", …} as things happen
+    streaming  text is shown as it comes, so a request that broke after its first words is not sent again
+    Raises LoomError when there will be no answer, proc.stopping.Leaving when asked to leave (all is recorded),
+    OSError when the disk refuses.
+    """
+    try:
+        with stopping.limit(None if deadline_ms is None else deadline_ms / 1000 - time.time()):
+            return _run(turn, first, model, tools, stopping, log, emit, streaming, deadline_ms)
+    except OutOfTime:
+        raise Deadline("the deadline has passed", hint="what was done is recorded") from None
+
+
+def _run(
+    turn: Turn,
+    first: ChatRequest,
+    model: Model,
+    tools: Tools,
+    stopping: Stopping,
+    log: Log,
+    emit: Emit,
+    streaming: bool,
+    deadline_ms: int | None,
+) -> Outcome:
+    while True:
+        action = core.decide(turn.steps, first, tools.specs)
+        if not isinstance(action, core.Answer | core.Stop):  # what is decided already needs no more time
+            stopping.check()
+        match action:
+            case core.Ask(request, recorded):
+                if not recorded:
+                    turn.request(request)
+                reply = _ask(model, request, len(turn.steps), stopping, log, emit, streaming, deadline_ms)
+                turn.reply(reply)
+                log.info(
+                    "model_reply",
+                    model=model.name,
+                    step=len(turn.steps) - 1,
+                    stop=reply.stop,
+                    calls=[c.name for c in reply.calls],
+                    **usage_to_json(reply.usage),
+                )
+                emit({"event": "usage", **usage_to_json(reply.usage)})
+            case core.Run(call, again):
+                emit({"event": "tool_call", "id": call.id, "name": call.name, "input": call.input})
+                if not again:
+                    turn.intent(call)
+                assert tools.run is not None
+                started = time.monotonic()
+                result = tools.run(call)
+                _record(turn, call, result, log, emit, time.monotonic() - started)
+            case core.Report(call, error):
+                emit({"event": "tool_call", "id": call.id, "name": call.name, "input": call.input})
+                _record(turn, call, {"status": "error", "error": error}, log, emit, 0.0)
+            case core.Stop(kind, why):
+                wrong = WorkFailed if kind in ("refusal", "no_progress", "step_limit") else BadInput
+                raise wrong(why, kind=kind)
+            case core.Answer(text):
+                return Outcome(text, _usage(turn), len(turn.steps), _failed_calls(turn))
+
+
+def _record(turn: Turn, call: ToolCall, result: Mapping[str, Any], log: Log, emit: Emit, took_s: float) -> None:
+    turn.result(call.id, result)
+    status = result.get("status")
+    log.info(
+        "tool_result",
+        tool=call.name,
+        status=status,
+        ms=round(took_s * 1000, 1),
+        **({"error": result.get("error")} if status != "ok" else {}),
+    )
+    emit({"event": "tool_result", "id": call.id, "name": call.name, **result})
+
+
+def _ask(
+    model: Model,
+    request: ChatRequest,
+    steps: int,
+    stopping: Stopping,
+    log: Log,
+    emit: Emit,
+    streaming: bool,
+    deadline_ms: int | None,
+) -> ChatReply:
+    """One whole answer, asked for up to five times as long as the errors are passing ones."""
+    for tries in range(1, core.MAX_TRIES + 1):
+        shown = False
+        try:
+            with stopping.interruptible():
+                for chunk in model.stream(request):
+                    if isinstance(chunk, TextDelta):
+                        shown = shown or bool(chunk.text)
+                        emit({"event": "text", "text": chunk.text})
+                    else:
+                        return core.tidy(chunk, steps - 1)
+            raise Unavailable(f"{model.name} ended its stream without an answer", kind="broken_stream")
+        except (Unavailable, TryLater) as error:
+            wait_s = core.retry_wait_s(tries, error.retry_after_s)
+            log.warning(
+                "model_error", model=model.name, error_type=error.kind, error=str(error), tries=tries, wait_s=wait_s
+            )
+            if wait_s is None or (streaming and shown) or _past(deadline_ms, wait_s):
+                raise
+            emit({"event": "retry", "error": error.line(), "wait_s": wait_s})
+        with stopping.interruptible():
+            stopping.wait(wait_s)
+    raise AssertionError("retry_wait_s gives up before the tries run out")
+
+
+def _past(deadline_ms: int | None, wait_s: float) -> bool:
+    return deadline_ms is not None and time.time() + wait_s > deadline_ms / 1000
+
+
+def _usage(turn: Turn) -> Usage:
+    total = Usage()
+    for step in turn.steps:
+        if step.reply is not None:
+            total = total + step.reply.usage
+    return total
+
+
+def _failed_calls(turn: Turn) -> int:
+    return sum(1 for step in turn.steps for result in step.results.values() if result.get("status") != "ok")
+
+
+def is_passing(error: LoomError) -> bool:
+    """Whether another try, later, may help."""
+    return isinstance(error, Unavailable | TryLater)

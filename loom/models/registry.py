@@ -1,0 +1,191 @@
+"""From a model's name to the model: one table, and a module is imported when its name is chosen.
+
+    openai/M  openrouter/M  ollama/M      built-in providers
+    ALIAS/M                               a provider of config.yml
+    M                                     a bare name: the default provider's
+    exec/PROGRAM  script/FILE             a program; answers from a file
+    builtin  builtin/NAME                 deterministic models without weights
+
+A dialect is one module that speaks to servers; a new one is a line in DIALECTS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib import import_module
+from typing import Protocol, cast
+
+from loom.models.base import Model, ModelContext
+from loom.wire import errors
+from loom.wire.provider import Provider
+
+# dialect → module; '' is a dialect that has a name and no module yet.
+DIALECTS = {"openai": "loom.models.openai", "anthropic": ""}
+
+PROVIDERS = {
+    "openai": Provider("openai", "openai", "https://api.openai.com/v1", key="openai"),
+    "openrouter": Provider("openrouter", "openai", "https://openrouter.ai/api/v1", key="openrouter"),
+    "ollama": Provider("ollama", "openai", "http://127.0.0.1:11434/v1"),
+    "anthropic": Provider("anthropic", "anthropic", "https://api.anthropic.com", key="anthropic"),
+}
+
+# Kinds of models that are no servers. Their modules have open_model(rest, context) and check(rest, context).
+LOCAL = {"exec": "loom.models.exec", "script": "loom.models.script"}
+
+BUILTINS = ("echo", "extract", "planner", "executor", "verifier")
+_BUILTIN_OF_ROLE = {"planner": "planner", "executor": "executor", "verifier": "verifier"}
+
+# No alias of config.yml may be one of these: it could never be reached.
+RESERVED_ALIASES = frozenset({*LOCAL, "builtin"})
+
+
+class _Local(Protocol):
+    def open_model(self, rest: str, context: ModelContext) -> Model: ...
+
+    def check(self, rest: str, context: ModelContext) -> None: ...
+
+
+class _Builtin(Protocol):
+    def open(self, name: str) -> Model: ...
+
+
+def open_model(name: str, context: ModelContext, role: str = "chat") -> Model:
+    """The model of this name, ready to be asked.
+
+    role  what it is wanted for: chat, planner, executor, verifier; only plain `builtin` makes a difference
+    Raises Usage for a name nobody knows, Config for a missing key or a provider that cannot work, NotFound for a
+    missing program or file. No server is asked: whether it has the model shows when it is used.
+    """
+    prefix, rest = split_name(name, context)
+    if prefix == "builtin":
+        return _open_builtin(rest, role)
+    if prefix in LOCAL:
+        return cast(_Local, import_module(LOCAL[prefix])).open_model(rest, context)
+    return _open_server(prefix, rest, context)
+
+
+def check_model(name: str, context: ModelContext) -> None:
+    """Raise what open_model would raise, and what a local model's file or program has wrong. Asks no server."""
+    prefix, rest = split_name(name, context)
+    if prefix == "builtin":
+        _builtin_name(rest, "chat")
+    elif prefix in LOCAL:
+        cast(_Local, import_module(LOCAL[prefix])).check(rest, context)
+    else:
+        from loom.models import keys
+        from loom.models.address import split_url
+
+        provider = find_provider(prefix, context)
+        _dialect(provider)
+        split_url(provider.base_url)
+        keys.find_key(provider, context)
+
+
+def split_name(name: str, context: ModelContext) -> tuple[str, str]:
+    """(prefix, the rest), both known to make sense. A bare name is given the default provider as its prefix."""
+    if not name or not name.isprintable() or name != name.strip():
+        raise errors.Usage(f"{name!r} is no model name; write PROVIDER/MODEL, for example ollama/llama3.2")
+    prefix, slash, rest = name.partition("/")
+    known = _known(context)
+    if not slash and prefix == "builtin":
+        return prefix, ""
+    if not slash and prefix not in known:
+        return _default_provider(context), name
+    if prefix not in known:
+        hint = f"for a model of Ollama with a slash in its name write ollama/{name}"
+        raise errors.Usage(f"no provider {prefix!r} for model {name!r}{did_you_mean(prefix, known)}", hint=hint)
+    if not rest:
+        raise errors.Usage(f"{name!r} names no model; write {prefix}/{_EXAMPLE.get(prefix, 'MODEL')}")
+    return prefix, rest
+
+
+_EXAMPLE = {"exec": "PROGRAM", "script": "FILE", "builtin": "echo"}
+
+
+def find_provider(alias: str, context: ModelContext) -> Provider:
+    """The provider of this alias: environment over config.yml over what is built in. `alias` must be a known one."""
+    built_in, configured = PROVIDERS.get(alias), context.providers.get(alias)
+    if built_in is None:
+        return context.providers[alias]
+    provider = built_in if configured is None else _merged(built_in, configured)
+    if alias == "openai" and context.env.get("OPENAI_BASE_URL"):
+        provider = replace(provider, base_url=context.env["OPENAI_BASE_URL"])
+    if alias == "ollama":
+        from loom.models.address import ollama_url
+
+        host = context.env.get("OLLAMA_HOST", "").strip()
+        provider = replace(provider, base_url=ollama_url(host or provider.base_url))
+    return provider
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean …?)`, or the list of what is known."""
+    from difflib import get_close_matches
+
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
+
+
+def _known(context: ModelContext) -> set[str]:
+    return {*PROVIDERS, *LOCAL, "builtin", *context.providers}
+
+
+def _default_provider(context: ModelContext) -> str:
+    chosen = context.default_provider or context.env.get("LOOM_DEFAULT_PROVIDER", "").strip() or "ollama"
+    servers = {*PROVIDERS, *context.providers} - RESERVED_ALIASES
+    if chosen not in servers:
+        raise errors.Config(
+            f"the default provider {chosen!r} is unknown{did_you_mean(chosen, servers)}; "
+            "correct LOOM_DEFAULT_PROVIDER or config.yml"
+        )
+    return chosen
+
+
+def _merged(built_in: Provider, configured: Provider) -> Provider:
+    """What config.yml says of a built-in provider; what it leaves open stays."""
+    return replace(
+        configured,
+        dialect=configured.dialect or built_in.dialect,
+        base_url=configured.base_url or built_in.base_url,
+        key=configured.key or built_in.key,
+    )
+
+
+def _dialect(provider: Provider) -> str:
+    """The module that speaks this provider's dialect."""
+    module = DIALECTS.get(provider.dialect)
+    if module:
+        return module
+    if module == "":
+        raise errors.Config(
+            f"this version has no {provider.dialect} dialect yet; use the same model through openrouter/, "
+            "or through a server that speaks the openai dialect"
+        )
+    raise errors.Config(
+        f"providers.{provider.alias} wants the dialect {provider.dialect!r}"
+        f"{did_you_mean(provider.dialect, (d for d, m in DIALECTS.items() if m))}; correct it in config.yml"
+    )
+
+
+def _open_server(alias: str, model: str, context: ModelContext) -> Model:
+    from loom.models import keys
+    from loom.models.classify import Endpoint
+
+    provider = find_provider(alias, context)
+    module = import_module(_dialect(provider))
+    key = keys.find_key(provider, context)
+    return cast(Model, module.open_model(Endpoint(alias, model, provider.base_url, keys.described(provider), key)))
+
+
+def _builtin_name(rest: str, role: str) -> str:
+    chosen = rest or _BUILTIN_OF_ROLE.get(role, "extract")
+    if chosen not in BUILTINS:
+        raise errors.Usage(f"no model builtin/{chosen}{did_you_mean(chosen, BUILTINS)}")
+    return chosen
+
+
+def _open_builtin(rest: str, role: str) -> Model:
+    chosen = _builtin_name(rest, role)
+    return cast(_Builtin, import_module(f"loom.models.builtin.{chosen}")).open(f"builtin/{chosen}")

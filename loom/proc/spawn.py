@@ -1,0 +1,229 @@
+"""Starting a runner: by fork from a warm process, or by exec for any other executable.
+
+What a child begins with is the same for both and is spelled out here, nothing is inherited by accident:
+
+    session       its own: it leads it, and a terminal's Ctrl-C does not reach it
+    descriptors   0 /dev/null, 1 and 2 its stderr log, 3 $LOOM_READY_FD, 4 $LOOM_ALONE_FD; all others are closed
+    signals       default handlers, nothing blocked
+    environment   exactly the one given      umask 077      directory  the agent's
+
+Only for processes with one thread: the parent's heap is frozen before the first fork (freeze) so that its pages
+stay shared, and no lock can be held by a thread that the child does not have.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import gc
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loom.proc import pidfd, tree
+from loom.wire import exits
+
+READY_FD = 3
+ALONE_FD = 4
+_HIGH_FD = 64  # descriptors are moved up here before they take their places below
+_SYS_CLOSE_RANGE = 436
+_BASE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+Entry = Callable[[Path], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What to run in `directory`: `entry` called in a fork, or else `argv` exec'ed. `env` is all it gets."""
+
+    name: str
+    directory: Path
+    env: Mapping[str, str]
+    entry: Entry | None = None
+    argv: tuple[str, ...] = ()
+    nofile: tuple[int, int] | None = None
+
+
+@dataclass(slots=True)
+class Spawned:
+    """A started child. `ready` is the reading end of its readiness pipe; both descriptors are the caller's."""
+
+    pid: int
+    start: int
+    pidfd: int
+    ready: int
+
+
+def base_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The part of `env` that every process of ours may have. Keys are not in it."""
+    return {"PATH": _DEFAULT_PATH} | {name: env[name] for name in _BASE if env.get(name)}
+
+
+def runner_environment(
+    base: Mapping[str, str], home: Path, agent: str, agent_dir: Path, extra: Mapping[str, str]
+) -> dict[str, str]:
+    """What a runner finds in its environment: a clean base, what its spec adds, and who and where it is."""
+    return {
+        **base,
+        **extra,
+        "LOOM_HOME": str(home),
+        "LOOM_AGENT": agent,
+        "LOOM_AGENT_DIR": str(agent_dir),
+        "LOOM_READY_FD": str(READY_FD),
+        "LOOM_ALONE_FD": str(ALONE_FD),
+    }
+
+
+def mark_of(agent_dir: Path) -> bytes:
+    """The environment entry by which an agent's processes are told from others."""
+    return b"LOOM_AGENT_DIR=" + os.fsencode(agent_dir)
+
+
+def freeze() -> None:
+    """Take everything that lives now out of the collector's sight, so that children do not copy it by counting."""
+    gc.collect()
+    gc.freeze()
+
+
+def spawn(program: Program, stderr: int, alone: int) -> Spawned:
+    """Start `program`; `stderr` is open for appending, `alone` is a pipe's reading end. Both stay the caller's.
+
+    Raises OSError when no process can be made. A program that cannot be exec'ed says so on stderr and ends with 78.
+    """
+    ready_read, ready_write = os.pipe()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Blocked over the fork: a signal must reach either our handlers or the child's defaults, not a mixture.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _child(program, stderr, ready_write, alone)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.set_blocking(ready_read, False)
+        handle = _handle_of(pid)
+        return Spawned(pid, pidfd.start_of(pid) or 0, handle, ready_read)
+    except BaseException:
+        os.close(ready_read)
+        raise
+    finally:
+        os.close(ready_write)
+
+
+def _handle_of(pid: int) -> int:
+    """A pidfd for our new child, which is ended when that cannot be had: nobody could watch it."""
+    try:
+        handle = pidfd.open_pidfd(pid)
+        assert handle is not None, "a child that was not reaped keeps its number"
+        return handle
+    except OSError:
+        os.kill(pid, signal.SIGKILL)  # ours and not reaped: the number is still its own
+        os.waitpid(pid, 0)
+        raise
+
+
+def _child(program: Program, stderr: int, ready: int, alone: int) -> None:
+    """Everything from here on happens in the child, which never returns."""
+    status = exits.BUG
+    try:
+        _settle(program, stderr, ready, alone)
+        if program.entry is None:
+            status = _exec(program)
+        else:
+            status = program.entry(program.directory)
+    except SystemExit as leaving:
+        status = _status_of(leaving)
+    except KeyboardInterrupt:
+        status = exits.INTERRUPTED
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status if isinstance(status, int) else exits.BUG)
+
+
+def _status_of(leaving: SystemExit) -> int:
+    if leaving.code is None:
+        return exits.DONE
+    if isinstance(leaving.code, int):
+        return leaving.code & 0xFF
+    print(leaving.code, file=sys.stderr)
+    return exits.FAILED
+
+
+def _settle(program: Program, stderr: int, ready: int, alone: int) -> None:
+    os.setsid()
+    _place_descriptors(stderr, ready, alone, inheritable=program.entry is None)
+    _reset_signals(forked=program.entry is not None)
+    if program.nofile is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, program.nofile)
+    os.umask(0o077)
+    os.chdir(program.directory)
+    os.environ.clear()
+    os.environ.update(program.env)
+    tree.set_name(program.name)
+    gc.enable()
+
+
+def _place_descriptors(stderr: int, ready: int, alone: int, *, inheritable: bool) -> None:
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD) for fd in (null, stderr, stderr, ready, alone)]
+    for place, source in enumerate(sources):
+        os.dup2(source, place, inheritable=inheritable or place <= 2)
+    close_from(ALONE_FD + 1)
+
+
+def _reset_signals(*, forked: bool) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        # An interpreter ignores these two and gets errors instead; a forked runner is an interpreter.
+        ignored = forked and number in (signal.SIGPIPE, signal.SIGXFSZ)
+        try:
+            signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        except (OSError, ValueError):
+            continue  # the C library keeps some real-time signals for itself
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _exec(program: Program) -> int:
+    try:
+        os.execve(program.argv[0], program.argv, dict(program.env))
+    except OSError as error:
+        text = f"cannot execute {program.argv[0]}: {error.strerror}\n"
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+        return exits.CONFIG
+
+
+def _close_range_call() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    last = ctypes.c_uint(0xFFFFFFFF)
+    return lambda first: int(syscall(_SYS_CLOSE_RANGE, ctypes.c_uint(first), last, ctypes.c_uint(0)))
+
+
+_close_range = _close_range_call()  # looked up before the fork: the child only calls it
+
+
+def close_from(first: int) -> None:
+    """Close every descriptor from `first` on."""
+    if _close_range is not None and _close_range(first) == 0:
+        return
+    # Before Linux 5.9. The limit may be a million, the directory lists only what is open.
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) >= first:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue

@@ -1,0 +1,93 @@
+"""Reading config.yml: dotted settings with where each came from (docs/protocol.md section 11, docs/settings.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loom.spool import fs
+from loom.spool.layout import Home
+from loom.wire import settings as wire
+from loom.wire.errors import Config
+
+MAX_BYTES = 1 << 20
+ENV_MODEL = "LOOM_MODEL"
+ENV_PROVIDER = "LOOM_DEFAULT_PROVIDER"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings by dotted key; `origin` says for each whether it is the default or from which file or variable."""
+
+    values: Mapping[str, Any] = field(default_factory=wire.defaults)
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+
+def load(home: Home, env: Mapping[str, str]) -> Loaded:
+    """Defaults, then config.yml, then the environment. Raises Config naming file, line and the nearest right word."""
+    values = wire.defaults()
+    origin: dict[str, str] = {}
+    for key, (value, where) in _read(home.config).items():
+        values[key] = wire.check(key, value, where)
+        origin[key] = where
+    for key, variable in (("model", ENV_MODEL), ("default_provider", ENV_PROVIDER)):
+        if env.get(variable):
+            values[key], origin[key] = env[variable], variable
+    return Loaded(values, origin)
+
+
+def _read(path: Path) -> dict[str, tuple[Any, str]]:
+    """Dotted key to (value, file:line)."""
+    try:
+        data = fs.read(path, MAX_BYTES)
+    except FileNotFoundError:
+        return {}
+    except (fs.NotRegular, fs.TooLarge) as error:
+        raise Config(f"{path} cannot be read: {error}") from None
+    import yaml  # here, because most homes have no config.yml and a filter should not pay for it
+
+    try:
+        text = data.decode("utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise Config(f"{path} is not UTF-8 at byte {error.start}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise Config(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise Config(f"{path}: not valid YAML: {error}") from None
+    if node is None:
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise Config(f"{path}:1: expected `key: value` lines")
+    found: dict[str, tuple[Any, str]] = {}
+    _walk(node, "", path, found, yaml.SafeLoader(text))
+    return found
+
+
+def _walk(node: Any, prefix: str, path: Path, found: dict[str, tuple[Any, str]], loader: Any) -> None:
+    import yaml
+
+    for key_node, value_node in node.value:
+        where = f"{path}:{key_node.start_mark.line + 1}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise Config(f"{where}: a key must be a word")
+        key = f"{prefix}{key_node.value}"
+        if isinstance(value_node, yaml.MappingNode):
+            _walk(value_node, f"{key}.", path, found, loader)
+            continue
+        try:
+            value = loader.construct_object(value_node, deep=True)
+        except yaml.YAMLError as error:
+            raise Config(f"{where}: {key} cannot be read: {error}") from None
+        if key in found:
+            raise Config(f"{where}: {key} is set twice, first in {found[key][1]}")
+        found[key] = (value, where)

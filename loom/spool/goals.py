@@ -1,0 +1,136 @@
+"""Goals on disk: made, listed, folded, controlled (docs/goals.md, ADR-0012).
+
+Everybody may read a goal's journal and drop a file into `control/`; only the router appends. `ended` is a derived
+marker that spares the router and the supervisor a look into old journals.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from loom.spool import fs, journal
+from loom.spool.layout import GoalDir, Home
+from loom.wire import goal as wire
+from loom.wire import ids
+from loom.wire.errors import Config, NotFound
+from loom.wire.event import Event
+from loom.wire.goal import GoalSpec
+from loom.wire.jsontext import Malformed, dumps, loads_object
+
+VERBS = ("steer", "pause", "resume", "cancel", "land")
+MAX_CONTROL_BYTES = 64 << 10
+
+
+def create(home: Home, spec: GoalSpec) -> GoalDir:
+    """Make a goal, whole or not at all: it is built in goals/.tmp/ and renamed into place."""
+    goal = home.goal(spec.id)
+    building = home.goals / fs.TMP / spec.id
+    fs.remove_tree(building)
+    fs.ensure_dir(building / "control" / fs.TMP)
+    fs.ensure_dir(building / fs.TMP)
+    fs.publish(building / goal.document.name, wire.encode(spec))
+    fs.calls.rename_noreplace(str(building), str(goal.path))
+    fs.calls.fsync_dir(str(home.goals))
+    return goal
+
+
+def names(home: Home) -> list[str]:
+    """Ids of all goals, oldest day first."""
+    try:
+        found = os.listdir(home.goals)
+    except FileNotFoundError:
+        return []
+    return sorted(n for n in found if ids.is_goal(n))
+
+
+def live(home: Home) -> list[str]:
+    """Ids of goals that are not marked as ended."""
+    return [n for n in names(home) if not ended_marker(home.goal(n)).exists() and home.goal(n).document.exists()]
+
+
+def find(home: Home, name: str) -> GoalDir:
+    """The goal of this id, or of the only id that begins or ends with it. Raises Usage, NotFound."""
+    known = names(home)
+    if name in known:
+        return home.goal(name)
+    close = [n for n in known if n.startswith(name) or n.endswith(f"-{name}")]
+    if len(close) == 1:
+        return home.goal(close[0])
+    ids.check_goal(name) if not close else None
+    if close:
+        raise NotFound(f"{name!r} could be {', '.join(close[:5])}", hint="give more of the id")
+    raise NotFound(f"there is no goal {name!r}", hint="list them with: loom goal ps -a")
+
+
+def ended_marker(goal: GoalDir) -> Path:
+    return goal.path / "ended"
+
+
+def read_spec(goal: GoalDir) -> GoalSpec:
+    """Raises Config when goal.md is damaged, NotFound when it is missing."""
+    try:
+        data = fs.read(goal.document, 1 << 20)
+    except FileNotFoundError:
+        raise NotFound(f"there is no goal {goal.id!r}") from None
+    except (fs.NotRegular, fs.TooLarge) as error:
+        raise Config(f"{goal.document} cannot be read: {error}") from None
+    return wire.decode(data, str(goal.document))
+
+
+def events(home: Home, goal: GoalDir, after: int = 0) -> Iterator[Event]:
+    """The goal's journal, checked; nothing when the router has not taken the goal up yet. Raises as journal.read."""
+    try:
+        yield from journal.read(goal.journal, home.blobs, after)
+    except FileNotFoundError:
+        return
+
+
+def load_snapshot(goal: GoalDir, reducer: int, head: tuple[int, str]) -> Mapping[str, Any] | None:
+    """What save_snapshot wrote, when it is of this reducer and of this journal; None: fold everything.
+
+    head  (seq, hash) of the journal's last record
+    """
+    try:
+        raw = loads_object(fs.read(goal.state), 256)
+        if raw["reducer"] != reducer or raw["seq"] > head[0] or (raw["seq"] == head[0] and raw["head"] != head[1]):
+            return None
+        return raw["state"] if isinstance(raw["state"], dict) else None
+    except (OSError, fs.NotRegular, Malformed, KeyError, TypeError):
+        return None
+
+
+def save_snapshot(goal: GoalDir, reducer: int, state: Mapping[str, Any], head: tuple[int, str]) -> None:
+    """Write state.json; not synced, because it can be made again."""
+    fs.hint(goal.state, dumps({"seq": head[0], "head": head[1], "reducer": reducer, "state": dict(state)}).decode())
+
+
+def control(home: Home, goal: GoalDir, stem: str, verb: str, by: str, args: Mapping[str, Any]) -> None:
+    """Drop a request into `control/`; the router journals it. Durable when this returns."""
+    data = dumps({"v": 1, "verb": verb, "by": by, "args": dict(args)}) + b"\n"
+    fs.publish(goal.control / f"{stem}.json", data)
+    fs.remove(ended_marker(goal))  # a goal that has ended is looked at once more
+
+
+def controls(goal: GoalDir) -> list[str]:
+    """Names of control files, oldest first."""
+    try:
+        found = os.listdir(goal.control)
+    except FileNotFoundError:
+        return []
+    return sorted(n for n in found if n.endswith(".json") and not n.startswith("."))
+
+
+def read_control(goal: GoalDir, name: str) -> Mapping[str, Any]:
+    """One control file. Raises Malformed when it is none we understand."""
+    try:
+        raw = loads_object(fs.read(goal.control / name, MAX_CONTROL_BYTES))
+    except (fs.NotRegular, fs.TooLarge) as error:
+        raise Malformed(str(error)) from None
+    if raw.get("verb") not in VERBS:
+        raise Malformed(f"verb {ascii(raw.get('verb'))[:40]} is not one of {', '.join(VERBS)}")
+    if not isinstance(raw.get("args", {}), dict):
+        raise Malformed("field 'args' is not an object")
+    return raw

@@ -1,0 +1,345 @@
+"""Workspace trees: copy, compare, apply, land (docs/goals.md section 4, ADR-0013).
+
+A manifest says of every file below a directory its digest, mode and size. Plain copies for now: an attempt's tree
+is a copy of the goal's workspace; what the attempt changed is the difference of two manifests, with the bytes
+before and after as blobs. Links are copied as links and never followed; FIFOs, sockets and devices are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from loom.spool import blobs, fs
+from loom.wire.errors import BadInput, NotFound
+from loom.wire.plan import is_workspace_path
+
+SKIPPED = (".git",)
+TMP_PREFIX = ".loom-tmp-"  # what a killed write left behind, of ours and of write-file
+MAX_FILES = 50_000
+MAX_BYTES = 4 << 30
+LINK = "link"
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a tree. `mode` is its permission bits, or LINK; a link's digest is that of its text."""
+
+    digest: str
+    mode: int | str
+    size: int
+
+
+Manifest = dict[str, Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One path that differs; None means: not there. Digests name blobs."""
+
+    path: str
+    before: str | None
+    after: str | None
+    mode_before: int | str | None
+    mode_after: int | str | None
+
+
+def manifest_to_json(manifest: Mapping[str, Entry]) -> dict[str, Any]:
+    return {path: [e.digest, e.mode, e.size] for path, e in manifest.items()}
+
+
+def manifest_from_json(raw: Mapping[str, Any]) -> Manifest:
+    return {path: Entry(*e) for path, e in raw.items()}
+
+
+def changes_to_json(changes: Sequence[Change]) -> dict[str, Any]:
+    return {"changes": [asdict(c) for c in changes]}
+
+
+def changes_from_json(raw: Mapping[str, Any]) -> list[Change]:
+    return [Change(**c) for c in raw["changes"]]
+
+
+def copy(source: Path, target: Path) -> Manifest:
+    """Copy a tree to a directory that must not exist yet; its manifest, in path order.
+
+    Raises NotFound when there is no source, BadInput when it is larger than MAX_FILES or MAX_BYTES, OSError.
+    """
+    if not source.is_dir():
+        raise NotFound(f"the workspace {source} is not a directory")
+    fs.ensure_dir(target.parent)
+    fs.calls.mkdir(str(target), fs.DIR_MODE)
+    manifest: Manifest = {}
+    total = [0]
+    fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _copy_below(fd, target, "", manifest, total)
+    finally:
+        os.close(fd)
+    return dict(sorted(manifest.items()))
+
+
+def _copy_below(source: int, target: Path, prefix: str, manifest: Manifest, total: list[int]) -> None:
+    for entry in _entries(source):
+        path = f"{prefix}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            fs.calls.mkdir(str(target / path), fs.DIR_MODE)
+            below = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+            try:
+                _copy_below(below, target, f"{path}/", manifest, total)
+            finally:
+                os.close(below)
+        elif entry.is_symlink():
+            text = os.readlink(entry.name, dir_fd=source)
+            fs.calls.symlink(text, str(target / path))
+            manifest[path] = _link_entry(text)
+        elif entry.is_file(follow_symlinks=False):
+            fd = os.open(entry.name, _READ, dir_fd=source)
+            try:
+                found = os.fstat(fd)
+                _count(manifest, total, found.st_size)
+                mode = stat.S_IMODE(found.st_mode) & 0o777
+                digest = fs.copy_file(fd, target / path, mode | 0o600)
+            finally:
+                os.close(fd)
+            manifest[path] = Entry(digest, mode | 0o600, found.st_size)
+
+
+def _entries(directory: int) -> list[os.DirEntry[str]]:
+    """What belongs to a workspace, in name order; names that are not UTF-8 cannot be said in JSON and are left out."""
+    with os.scandir(directory) as entries:
+        found = [e for e in entries if e.name not in SKIPPED and not e.name.startswith(TMP_PREFIX) and is_utf8(e.name)]
+    return sorted(found, key=lambda e: e.name)
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file name can be written in JSON and UTF-8."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _link_entry(text: str) -> Entry:
+    data = os.fsencode(text)
+    return Entry(sha256(data).hexdigest(), LINK, len(data))
+
+
+def _count(manifest: Manifest, total: list[int], size: int) -> None:
+    total[0] += size
+    if len(manifest) >= MAX_FILES or total[0] > MAX_BYTES:
+        raise BadInput(
+            f"the workspace is too large: more than {MAX_FILES} files or {MAX_BYTES >> 30} GiB",
+            hint="point -w at a smaller directory",
+        )
+
+
+def scan(root: Path) -> Manifest:
+    """The manifest of a tree as it is now, in path order."""
+    manifest: Manifest = {}
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _scan_below(fd, "", manifest)
+    finally:
+        os.close(fd)
+    return dict(sorted(manifest.items()))
+
+
+def _scan_below(directory: int, prefix: str, manifest: Manifest) -> None:
+    for entry in _entries(directory):
+        path = f"{prefix}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            below = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                _scan_below(below, f"{path}/", manifest)
+            finally:
+                os.close(below)
+        elif entry.is_symlink():
+            manifest[path] = _link_entry(os.readlink(entry.name, dir_fd=directory))
+        elif entry.is_file(follow_symlinks=False):
+            fd = os.open(entry.name, _READ, dir_fd=directory)
+            try:
+                manifest[path] = _entry(fd)
+            finally:
+                os.close(fd)
+
+
+def _entry(fd: int) -> Entry:
+    digest = sha256()
+    size = 0
+    while chunk := os.read(fd, 1 << 20):
+        digest.update(chunk)
+        size += len(chunk)
+    return Entry(digest.hexdigest(), stat.S_IMODE(os.fstat(fd).st_mode) & 0o777, size)
+
+
+def compare(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> list[Change]:
+    """What turns one tree into the other, in path order."""
+    changes = []
+    for path in sorted(before.keys() | after.keys()):
+        old, new = before.get(path), after.get(path)
+        if old is None or new is None or (old.digest, old.mode) != (new.digest, new.mode):
+            changes.append(
+                Change(
+                    path,
+                    old.digest if old else None,
+                    new.digest if new else None,
+                    old.mode if old else None,
+                    new.mode if new else None,
+                )
+            )
+    return changes
+
+
+def read_file(root: Path, path: str) -> bytes | None:
+    """The bytes of a regular file of a tree, no link followed on the way; None when there is none."""
+    if not is_workspace_path(path):
+        return None
+    try:
+        fd = _open_below(root, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno in (40, 6):  # ELOOP, ENXIO: a link or a socket has the name
+            return None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        chunks = []
+        while chunk := os.read(fd, 1 << 20):
+            chunks.append(chunk)
+        return b"".join(chunks)
+    finally:
+        os.close(fd)
+
+
+def _open_below(root: Path, path: str) -> int:
+    """Open a file below a directory component by component, so that no link on the way is followed."""
+    *parents, name = path.split("/")
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for parent in parents:
+            below = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        return os.open(name, _READ, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def content(root: Path, path: str) -> tuple[bytes, int | str] | None:
+    """(bytes, mode) of what lies under a path of a tree, a link's text for a link; None when nothing does."""
+    full = root / path
+    if any((root / p).is_symlink() for p in _parents(path)):
+        return None
+    try:
+        found = os.lstat(full)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        return os.fsencode(os.readlink(full)), LINK
+    data = read_file(root, path)
+    return None if data is None else (data, stat.S_IMODE(found.st_mode) & 0o777)
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def store(blob_dir: Path, before: Path, after: Path, changes: Sequence[Change]) -> None:
+    """Keep the bytes before and after each change as blobs."""
+    for change in changes:
+        for root, digest in ((before, change.before), (after, change.after)):
+            found = content(root, change.path) if digest is not None else None
+            if found is not None:
+                blobs.put(blob_dir, found[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What applying came to: either everything was written or nothing was, because of the conflicts."""
+
+    written: tuple[str, ...]
+    conflicts: tuple[str, ...]
+
+
+def apply(root: Path, changes: Sequence[Change], blob_dir: Path, tag: str, umask: int | None = None) -> Applied:
+    """Bring changes into a tree; idempotent: a path that is as it shall be is left alone.
+
+    A path that is neither as before nor as after is a conflict, and then nothing is written at all. `tag` names the
+    temporary files, so that applying again after a crash removes them. With a `umask`, the tree is a person's: an
+    existing file keeps its mode, a new one gets what that umask leaves.
+    """
+    todo: list[Change] = []
+    conflicts: list[str] = []
+    for change in changes:
+        now = _digest(root, change.path)
+        if now == change.after:
+            continue
+        if now != change.before or _blocked(root, change.path):
+            conflicts.append(change.path)
+        else:
+            todo.append(change)
+    if conflicts:
+        return Applied((), tuple(conflicts))
+    for change in todo:
+        _apply_one(root, change, blob_dir, tag, umask)
+    if todo:
+        fs.sync_tree(root)
+    return Applied(tuple(c.path for c in todo), ())
+
+
+def _digest(root: Path, path: str) -> str | None:
+    found = content(root, path)
+    return None if found is None else sha256(found[0]).hexdigest()
+
+
+def _blocked(root: Path, path: str) -> bool:
+    """Whether something that is no directory stands where a parent directory is needed, or a directory in the place."""
+    for parent in _parents(path):
+        full = root / parent
+        if os.path.lexists(full) and (full.is_symlink() or not full.is_dir()):
+            return True
+    return (root / path).is_dir() and not (root / path).is_symlink()
+
+
+def _apply_one(root: Path, change: Change, blob_dir: Path, tag: str, umask: int | None) -> None:
+    target = root / change.path
+    if change.after is None:
+        fs.remove(target)
+        _prune(root, change.path)
+        return
+    for parent in _parents(change.path):
+        if not (root / parent).is_dir():
+            fs.make_dir(root / parent, fs.DIR_MODE if umask is None else 0o777 & ~umask)
+    data = blobs.get(blob_dir, change.after)
+    temporary = target.with_name(f"{TMP_PREFIX}{tag}-{sha256(change.path.encode()).hexdigest()[:12]}")
+    if change.mode_after == LINK:
+        fs.remove(temporary)
+        fs.calls.symlink(os.fsdecode(data), str(temporary))
+        fs.calls.rename(str(temporary), str(target))
+        return
+    assert isinstance(change.mode_after, int)
+    mode = change.mode_after
+    if umask is not None:
+        wide = 0o777 if mode & 0o100 else 0o666
+        mode = stat.S_IMODE(target.stat().st_mode) & 0o777 if target.exists() else wide & ~umask
+    fs.exchange_file(target, data, mode, temporary)
+
+
+def _prune(root: Path, path: str) -> None:
+    """Remove directories that a deletion left empty."""
+    for parent in reversed(_parents(path)):
+        try:
+            fs.calls.rmdir(str(root / parent))
+        except OSError:
+            return

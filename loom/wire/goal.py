@@ -1,0 +1,80 @@
+"""`goal.md`: what was asked, by whom, with which limits and settings (docs/goals.md).
+
+The front matter between the `---` lines is one JSON object, which is YAML as well; below it stands the goal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from loom.wire.errors import Config
+from loom.wire.jsontext import Malformed, dumps, loads_object
+
+VERSION = 1
+_FENCE = "---\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps of one goal; the settings `goal.*` give the defaults."""
+
+    max_subtasks: int = 200
+    max_attempts: int = 4
+    max_replans: int = 2
+    min_confidence: float = 0.5
+    order_timeout_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class GoalSpec:
+    """A goal as it was asked.
+
+    source  absolute path of the workspace it is about, '' for an empty one
+    models  by role: planner, executor, verifier, and executor-2, executor-3 for subtasks of a higher tier
+    land    bring the result into the source when done; `by` asked for it
+    umask   of whoever asked: what landed files may be
+    cwd     what relative exec/ and script/ model names start from
+    """
+
+    id: str
+    text: str
+    by: str
+    created_ms: int
+    models: Mapping[str, str]
+    source: str = ""
+    gates: str = "free"
+    land: bool = False
+    umask: int = 0o077
+    cwd: str = "."
+    limits: Limits = field(default_factory=Limits)
+
+
+def to_json(spec: GoalSpec) -> dict[str, Any]:
+    return {"v": VERSION, **asdict(spec)}
+
+
+def from_json(raw: Mapping[str, Any]) -> GoalSpec:
+    """Raises KeyError, TypeError or ValueError for what is no goal."""
+    if raw["v"] != VERSION:
+        raise ValueError(f"goal version {raw['v']!r}, this loom reads {VERSION}")
+    fields = {k: v for k, v in raw.items() if k != "v"}
+    return GoalSpec(**{**fields, "limits": Limits(**fields["limits"]), "models": dict(fields["models"])})
+
+
+def encode(spec: GoalSpec) -> bytes:
+    """The bytes of goal.md, one front-matter field a line."""
+    fields = {k: v for k, v in to_json(spec).items() if k != "text"}
+    lines = ",\n".join(f"  {dumps(k).decode()}: {dumps(v).decode()}" for k, v in fields.items())
+    return f"{_FENCE}{{\n{lines}\n}}\n{_FENCE}\n{spec.text}\n".encode()
+
+
+def decode(data: bytes, where: str) -> GoalSpec:
+    """Raises Config naming the file."""
+    try:
+        text = data.decode("utf-8")
+        _, front, body = text.split(_FENCE, 2)
+        return from_json({**loads_object(front.encode()), "text": body[1:-1]})
+    except (UnicodeDecodeError, Malformed, KeyError, TypeError, ValueError) as error:
+        raise Config(f"{where} is not a goal: {error}") from None

@@ -1,0 +1,129 @@
+"""Every setting of config.yml in one table: key, type, default, what it does (docs/settings.md is made from it).
+
+A `*` in a key stands for a name the user chooses. Decoding is strict: an unknown key or a wrong type is refused
+with the nearest right word.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from loom.wire.errors import Config
+from loom.wire.provider import Provider
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row. `type` is str, int, float, bool or `str list`; `choices` limits a str."""
+
+    key: str
+    type: str
+    default: Any
+    what: str
+    choices: tuple[str, ...] = ()
+    least: float = 0
+
+
+TABLE: tuple[Setting, ...] = (
+    Setting("model", "str", "", "model of agents and goals when none is named"),
+    Setting("models.planner", "str", "", "model of the planner role; empty: `model`"),
+    Setting("models.executor", "str", "", "model of the executor role; empty: `model`"),
+    Setting("models.verifier", "str", "", "model of the verifier role; empty: `model`"),
+    Setting("models.tiers.*", "str", "", "model of executors for subtasks of tier 1, 2 or 3; empty: models.executor"),
+    Setting("default_provider", "str", "", "provider of bare model names; empty: LOOM_DEFAULT_PROVIDER, then ollama"),
+    Setting("providers.*.dialect", "str", "", "how the server is spoken to; empty: openai", ("", "openai")),
+    Setting("providers.*.base_url", "str", "", "up to and including the version, e.g. http://10.0.0.5:8000/v1"),
+    Setting("providers.*.key", "str", "", "name of the stored secret or variable; empty: the provider's alias"),
+    Setting("providers.*.key_file", "str", "", "a file that holds the key and nothing else"),
+    Setting("providers.*.key_command", "str list", (), "argument list of a program that prints the key"),
+    Setting("pools.planner", "int", 1, "how many planner processes at most", least=1),
+    Setting("pools.executor", "int", 4, "how many executor processes at most", least=1),
+    Setting("pools.verifier", "int", 2, "how many verifier processes at most", least=1),
+    Setting("pools.keeper", "int", 1, "how many keeper processes at most", least=1),
+    Setting("pools.idle", "float", 30.0, "seconds after which an idle pool process leaves", least=0),
+    Setting("gates", "str", "free", "who is asked before an action; this version acts on `free` only", ("free",)),
+    Setting("goal.max_subtasks", "int", 200, "a plan with more subtasks is refused", least=1),
+    Setting("goal.max_attempts", "int", 4, "attempts of one subtask before the plan is changed", least=1),
+    Setting("goal.max_replans", "int", 2, "how often a goal is planned anew", least=0),
+    Setting("goal.min_confidence", "float", 0.5, "a result below it would be asked about, and blocks", least=0),
+    Setting("goal.order_timeout", "float", 1800.0, "seconds after which an order to a role is given up", least=1),
+)
+
+Settings = Mapping[str, Any]
+
+
+def defaults() -> dict[str, Any]:
+    """Key to default, for keys without a `*`."""
+    return {s.key: s.default for s in TABLE if "*" not in s.key}
+
+
+def flatten(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted keys; an empty mapping says nothing."""
+    for key, value in raw.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def row_of(key: str) -> Setting | None:
+    """The row a dotted key belongs to."""
+    parts = key.split(".")
+    for row in TABLE:
+        pattern = row.key.split(".")
+        if len(pattern) == len(parts) and all(p in ("*", k) for p, k in zip(pattern, parts, strict=True)):
+            return row
+    return None
+
+
+def check(key: str, value: Any, where: str) -> Any:
+    """The value of one key, of the row's type. Raises Config naming `where`, the key and what was expected."""
+    row = row_of(key)
+    if row is None:
+        close = difflib.get_close_matches(key, [s.key for s in TABLE], 1, 0.5)
+        hint = f"did you mean {close[0]!r}?" if close else "all settings: loom config"
+        raise Config(f"{where}: there is no setting {key!r}", hint=hint)
+    if value is None:
+        return row.default
+    if not _fits(row, value):
+        least = f" of at least {row.least:g}" if row.type in ("int", "float") else ""
+        raise Config(f"{where}: {key} is {value!r}, expected a {row.type}{least}")
+    if row.choices and value not in row.choices:
+        known = ", ".join(c for c in row.choices if c)
+        raise Config(f"{where}: {key} is {value!r}", hint=f"this version knows: {known}")
+    return tuple(value) if row.type == "str list" else value
+
+
+def _fits(row: Setting, value: object) -> bool:
+    if row.type == "str list":
+        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    if row.type == "str":
+        return isinstance(value, str)
+    if isinstance(value, bool):
+        return row.type == "bool"
+    number = isinstance(value, int) if row.type == "int" else isinstance(value, int | float)
+    return number and value >= row.least  # type: ignore[operator]
+
+
+def providers(settings: Settings) -> dict[str, Provider]:
+    """The `providers.*` settings as records, by alias."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        if key.startswith("providers."):
+            _, alias, field = key.split(".")
+            found.setdefault(alias, {})[field] = value
+    return {
+        alias: Provider(
+            alias=alias,
+            dialect=fields.get("dialect", ""),
+            base_url=fields.get("base_url", ""),
+            key=fields.get("key", ""),
+            key_file=fields.get("key_file", ""),
+            key_command=tuple(fields.get("key_command", ())),
+        )
+        for alias, fields in found.items()
+    }

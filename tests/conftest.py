@@ -1,0 +1,1 @@
+"""Its place makes `tests/` importable for the tests of all rooms (support.py)."""

@@ -1,0 +1,96 @@
+"""agent.json: strict, because a person may have edited it; whatever is wrong is a Config that names the file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loom.wire.agent import POLICIES, AgentSpec, Restart, decode, decode_restart, encode
+from loom.wire.errors import Config
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3),
+    max_leaves=6,
+)
+seconds = st.floats(0, 1e8)
+FIELDS = ["v", "name", "model", "runner", "tools", "restart", "options", "env", "idle_s", "unsafe_no_sandbox"]
+specs = st.builds(
+    AgentSpec,
+    name=st.from_regex(r"[a-z][a-z0-9-]{0,63}", fullmatch=True),
+    model=texts.filter(bool),
+    runner=texts,
+    tools=st.lists(texts, max_size=3).map(tuple),
+    restart=st.builds(Restart, st.sampled_from(POLICIES), seconds, seconds, st.integers(1, 10**6), seconds),
+    options=st.dictionaries(texts, st.integers() | texts, max_size=3),
+    env=st.dictionaries(st.from_regex("[A-Z_]+", fullmatch=True), st.from_regex("[^\0]*", fullmatch=True), max_size=3),
+    idle_s=st.none() | seconds,
+    unsafe_no_sandbox=st.booleans(),
+    rest=st.dictionaries(texts.filter(lambda t: t not in FIELDS), texts, max_size=2),
+)
+PLAIN = {"v": 1, "name": "a", "model": "builtin/echo"}
+
+
+@given(specs)
+def test_what_is_written_is_read_back(spec: AgentSpec):
+    assert decode(encode(spec), "here") == spec
+
+
+@given(specs)
+def test_people_find_one_field_a_line(spec: AgentSpec):
+    lines = encode(spec).split(b"\n")
+    assert len(lines) == len(FIELDS) + len(spec.rest) + 3
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_config_error_that_names_the_file(data: bytes):
+    with pytest.raises(Config, match=r"agents/a/agent\.json"):
+        decode(data, "agents/a/agent.json")
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), values, max_size=5), st.sampled_from([*FIELDS, ""]))
+def test_a_field_of_any_type_is_a_spec_or_a_config_error(changes: dict[str, Any], dropped: str):
+    raw = {**PLAIN, **changes}
+    raw.pop(dropped, None)
+    try:
+        spec = decode(json.dumps(raw).encode(), "here")
+    except Config as error:
+        assert "here" in str(error)
+        return
+    assert decode(encode(spec), "here") == spec
+
+
+@pytest.mark.parametrize("changes, word", [
+    ({"name": "A"}, "agent name"), ({"name": 1}, "'name'"), ({"model": ""}, "'model'"), ({"v": 2}, "version 2"),
+    ({"tools": "read-file"}, "'tools'"), ({"tools": [1]}, "'tools'"), ({"env": {"A": 1}}, "'env'"),
+    ({"env": {"A=B": "x"}}, "'env'"), ({"env": {"": "x"}}, "'env'"), ({"env": {"A": "\0"}}, "'env'"),
+    ({"options": []}, "'options'"), ({"idle_s": -1}, "'idle_s'"), ({"idle_s": True}, "'idle_s'"),
+    ({"restart": "sometimes"}, "sometimes"), ({"restart": {"limits": 3}}, "limits"), ({"restart": {"limit": 0}}, "limit"),
+    ({"restart": {"limit": 1.5}}, "limit"), ({"restart": {"base_s": "1"}}, "base_s"), ({"restart": 5}, "restart"),
+    ({"restart": {"policy": []}}, "policy"),
+])  # fmt: skip
+def test_the_error_names_what_is_wrong(changes: dict[str, Any], word: str):
+    with pytest.raises(Config, match=word):
+        decode(json.dumps({**PLAIN, **changes}).encode(), "here")
+
+
+@pytest.mark.parametrize("missing", ["name", "model"])
+def test_a_missing_field_is_named(missing: str):
+    raw = {k: v for k, v in PLAIN.items() if k != missing}
+    with pytest.raises(Config, match=f"'{missing}' is missing"):
+        decode(json.dumps(raw).encode(), "here")
+
+
+@pytest.mark.parametrize("word", POLICIES)
+def test_a_policy_alone_has_the_default_numbers(word: str):
+    assert decode_restart(word) == Restart(policy=word)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, "true", None])
+def test_only_true_switches_the_sandbox_off(value: Any):
+    assert decode(json.dumps({**PLAIN, "unsafe_no_sandbox": value}).encode(), "here").unsafe_no_sandbox is False
