@@ -9,16 +9,11 @@ from importlib import import_module
 
 import click
 
-from loom.cli import ensure
+from loom.cli import ensure, printing
+from loom.cli.homes import open_home
 from loom.spool import agents
-from loom.spool.home import open_home
-from loom.spool.layout import Home, default_home
+from loom.spool.layout import Home
 from loom.wire.errors import NotFound
-from loom.wire.jsontext import dumps
-
-
-def _home() -> Home:
-    return open_home(default_home(os.environ))
 
 
 @click.group("supervisor", help="The process that runs agents in the background; started by itself when needed.")
@@ -28,11 +23,12 @@ def cli() -> None:
 
 @cli.command(help="Run in the foreground until SIGTERM: for systemd, or to watch it at work.")
 @click.option("--on-demand", is_flag=True, help="Leave after 30 s without anything to do.")
-def run(on_demand: bool) -> None:
-    home = _home()
+def run(on_demand: bool) -> int:
+    home = open_home()
     _shed_environment(home)
     # By name: only the process that becomes the supervisor loads it.
-    sys.exit(import_module("loom.daemons.supervisor").main(home, on_demand=on_demand))
+    status: int = import_module("loom.daemons.supervisor").main(home, on_demand=on_demand)
+    return status
 
 
 def _shed_environment(home: Home) -> None:
@@ -50,7 +46,7 @@ def _shed_environment(home: Home) -> None:
 @cli.command(help="Whether a supervisor runs, and how its agents are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
-    home = _home()
+    home = open_home()
     who = ensure.supervisor_of(home)
     counts: dict[str, int] = {}
     for agent in agents.each(home):
@@ -58,25 +54,25 @@ def status(as_json: bool) -> None:
         counts[word] = counts.get(word, 0) + 1
     if as_json:
         record = {"running": who is not None, "pid": who.pid if who else None, "home": str(home.path), "agents": counts}
-        click.echo(dumps(record).decode())
+        printing.json_line(record)
         return
     words = ", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "no agents"
-    click.echo(f"running, pid {who.pid}: {words}" if who else f"not running: {words}")
+    printing.line(f"running, pid {who.pid}: {words}" if who else f"not running: {words}")
 
 
 @cli.command(help="Have the supervisor look at all agents now.")
 def reload() -> None:
-    home = _home()
+    home = open_home()
     handle = ensure.signal_supervisor(home, signal.SIGHUP)
     if handle is None:
         raise NotFound(f"no supervisor serves {home.path}", hint="one starts with: loom agent start NAME --detach")
     os.close(handle)
-    click.echo("looking at all agents now; a new version of loom takes effect after: loom supervisor stop", err=True)
+    printing.note("looking at all agents now; a new version of loom takes effect after: loom supervisor stop")
 
 
 @cli.command(help="Stop all agents and the supervisor; what is wanted stays and goes on with the next start.")
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for it.")
 def stop(timeout: float) -> None:
-    home = _home()
+    home = open_home()
     stopped = ensure.stop_supervisor(home, timeout)
-    click.echo("stopped" if stopped else f"no supervisor serves {home.path}", err=True)
+    printing.note("stopped" if stopped else f"no supervisor serves {home.path}")

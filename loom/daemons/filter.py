@@ -56,20 +56,13 @@ class Manner:
     timeout_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    """A model that can be asked and tools that can be called: found to be usable before anything was written."""
-
-    model: Model
-    tools: Tools
-
-
-def _prepare(home: Home, spec: AgentSpec) -> _Ready:
+def _prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools]:
+    """A model that can be asked and tools that can be called. Raises what keeps them from working."""
     directory = home.agent(spec.name)
     cwd = spec.env.get(WORKSPACE_ENV) or os.getcwd()
     env = agent_env(home, spec, directory.path, cwd)
     model = open_model(spec.model, model_context(home, {**os.environ, **spec.env}, cwd, env))
-    return _Ready(model, grant(spec.tools, tool_dirs(home, directory), env, cwd))
+    return model, grant(spec.tools, tool_dirs(home, directory), env, cwd)
 
 
 class Filter:
@@ -80,14 +73,14 @@ class Filter:
 
     def __init__(self, home: Home, place: AgentDir, spec: AgentSpec, prompt: str, message: Message) -> None:
         self.home, self.place, self.spec, self.prompt, self.message = home, place, spec, prompt, message
-        self.ready = _prepare(home, spec)
+        self.model, self.tools = _prepare(home, spec)
         self.thread: threads.Thread | None = None
-        self.stem = place.path.name
+        self.stem = place.name
         self.left = True
         self.log = Log(home.agent(spec.name).logs, os.environ.get("LOOM_LOG", "info"), filter=self.stem)
 
     def work(self, manner: Manner) -> Outcome:
-        """Answer the message. Raises what turnloop.run raises, and TryLater when its conversation is busy."""
+        """Answer the message. Raises what turnloop.run raises."""
         self.log.info("filter_start", model=self.spec.model, pid=os.getpid())
         try:
             outcome = self._answer(manner)
@@ -104,17 +97,17 @@ class Filter:
             self.log.close()
 
     def _answer(self, manner: Manner) -> Outcome:
-        about = {"agent": self.spec.name, "message": self.stem, "model": self.ready.model.name}
+        about = {"agent": self.spec.name, "message": self.stem, "model": self.model.name}
         if self.message.thread:
             about["thread"] = self.message.thread
         manner.emit({"event": "start", "v": 1, **about})
         body = bodies.text(self.home.blobs, self.message)
         first = chat.request(
-            self.ready.model.name,
+            self.model.name,
             self.prompt,
             self.thread.history if self.thread is not None else (),
             body,
-            list(self.ready.tools.specs.values()),
+            list(self.tools.specs.values()),
             self.spec.options,
         )
         outcome = self._turn(first, manner)
@@ -130,8 +123,8 @@ class Filter:
             return turnloop.run(
                 turn,
                 first,
-                self.ready.model,
-                _stoppable(self.ready.tools, manner.stopping),
+                self.model,
+                _stoppable(self.tools, manner.stopping),
                 manner.stopping,
                 self.log,
                 emit=manner.emit,

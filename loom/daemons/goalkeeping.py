@@ -33,7 +33,6 @@ SNAPSHOT_EVERY = 200
 GRACE_S = 60.0  # beyond a message's own deadline: its runner reports that by itself
 MAX_ROUNDS = 10_000
 _CONTROL_EVENTS = {
-    "steer": "goal.steered",
     "pause": "goal.paused",
     "resume": "goal.resumed",
     "cancel": "goal.cancelled",

@@ -11,7 +11,7 @@ from loom.daemons.surroundings import WORKSPACE_ENV, agent_env, grant, loom_env,
 from loom.models.base import Model
 from loom.models.registry import check_model, open_model
 from loom.roles import chat, orders
-from loom.spool import bodies
+from loom.spool import bodies, goals
 from loom.spool.mailbox import Claimed
 from loom.spool.turns import Turn
 from loom.wire.chat import usage_to_json
@@ -92,7 +92,16 @@ class RoleWorker:
         model = open_model(order.model, context, role=order.role)
         tools = grant(order.tools, tool_dirs(agent.home, None), env, order.workspace or str(agent.dir.path))
         first = orders.request(order, model.name, list(tools.specs.values()))
-        outcome = turnloop.run(turn, first, model, tools, agent.stopping, agent.log, deadline_ms=message.deadline_ms)
+        outcome = turnloop.run(
+            turn,
+            first,
+            model,
+            tools,
+            agent.stopping,
+            agent.log,
+            deadline_ms=message.deadline_ms,
+            abandoned=lambda: goals.is_over(agent.home, message.goal),
+        )
         report = orders.read(order, outcome.text)
         report["usage"] = usage_to_json(outcome.usage)
         report["failed_calls"] = outcome.failed_calls

@@ -50,17 +50,19 @@ def run(
     emit: Emit = lambda event: None,
     streaming: bool = False,
     deadline_ms: int | None = None,
+    abandoned: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Go on with a turn until it has an answer.
 
     emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage", …} as things happen
+    abandoned  whether nobody waits for the answer any longer; asked before each step
     streaming  text is shown as it comes, so a request that broke after its first words is not sent again
     Raises LoomError when there will be no answer, proc.stopping.Leaving when asked to leave (all is recorded),
     OSError when the disk refuses.
     """
     try:
         with stopping.limit(None if deadline_ms is None else deadline_ms / 1000 - time.time()):
-            return _run(turn, first, model, tools, stopping, log, emit, streaming, deadline_ms)
+            return _run(turn, first, model, tools, stopping, log, emit, streaming, deadline_ms, abandoned)
     except OutOfTime:
         raise Deadline("the deadline has passed", hint="what was done is recorded") from None
 
@@ -75,11 +77,14 @@ def _run(
     emit: Emit,
     streaming: bool,
     deadline_ms: int | None,
+    abandoned: Callable[[], bool],
 ) -> Outcome:
     while True:
         action = core.decide(turn.steps, first, tools.specs)
         if not isinstance(action, core.Answer | core.Stop):  # what is decided already needs no more time
             stopping.check()
+            if abandoned():
+                raise WorkFailed("nobody waits for the answer any longer", kind="abandoned")
         match action:
             case core.Ask(request, recorded):
                 if not recorded:

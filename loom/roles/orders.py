@@ -44,7 +44,7 @@ def read(order: Order, text: str) -> dict[str, Any]:
 
 
 def plan_text(payload: Mapping[str, Any]) -> str:
-    """{goal, files: [[path, bytes]…], max_subtasks, refused[], replan?: {finished[], failed[]}, steer[]}."""
+    """{goal, files: [[path, bytes]…], max_subtasks, refused[], replan?: {finished[], failed[]}}."""
     files = payload.get("files", [])
     listed = [f"- `{path}` ({size} bytes)" for path, size in files[:MAX_FILES]]
     if len(files) > MAX_FILES:
@@ -56,8 +56,6 @@ def plan_text(payload: Mapping[str, Any]) -> str:
     ]
     if refused := payload.get("refused"):
         sections.append("## Refused\n" + bullets(refused))
-    if steer := payload.get("steer"):
-        sections.append("## Steering\n" + "\n".join(quoted(s) for s in steer))
     if replan := payload.get("replan"):
         finished = [f"`{s['id']}`: {one_line(s['title'])}" for s in replan.get("finished", [])]
         failed = [f"`{s['id']}`: {one_line(s['title'])}: {one_line(s['reason'])}" for s in replan.get("failed", [])]

@@ -20,7 +20,7 @@ from loom.wire.event import Event
 from loom.wire.goal import GoalSpec
 from loom.wire.jsontext import Malformed, dumps, loads_object
 
-VERBS = ("steer", "pause", "resume", "cancel", "land")
+VERBS = ("pause", "resume", "cancel", "land")
 MAX_CONTROL_BYTES = 64 << 10
 
 
@@ -67,6 +67,11 @@ def find(home: Home, name: str) -> GoalDir:
 
 def ended_marker(goal: GoalDir) -> Path:
     return goal.path / "ended"
+
+
+def is_over(home: Home, name: str) -> bool:
+    """Whether this goal has ended: nobody waits for work on it."""
+    return ids.is_goal(name) and ended_marker(home.goal(name)).exists()
 
 
 def read_spec(goal: GoalDir) -> GoalSpec:

@@ -204,6 +204,33 @@ def read(path: Path, blob_dir: Path, after: int = 0) -> Iterator[Event]:
             yield resolve(event, blob_dir)
 
 
+class Tail:
+    """Following a journal that another process writes: each read() gives what is new. Checks each record's own hash."""
+
+    def __init__(self, path: Path, blob_dir: Path) -> None:
+        self._path, self._blobs = path, blob_dir
+        self._offset = 0
+
+    def read(self) -> list[Event]:
+        """Events appended since the last call; none while there is no journal. Raises JournalDamaged."""
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return []
+        try:
+            size = os.fstat(fd).st_size
+            data = os.pread(fd, max(0, size - self._offset), self._offset)
+        finally:
+            os.close(fd)
+        lines, unfinished = ndjson.whole_lines(data)
+        try:
+            events = [resolve(wire.decode(line), self._blobs) for line in lines]
+        except Malformed as error:
+            raise JournalDamaged(f"{self._path}: behind byte {self._offset}: {error}") from None
+        self._offset += len(data) - len(unfinished)
+        return events
+
+
 def resolve(event: Event, blob_dir: Path) -> Event:
     """The event with its payload fetched, when that was too large for a line."""
     digest = event.data.get(_BLOB)

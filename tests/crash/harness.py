@@ -35,12 +35,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from support import BUG, DEADLINE_S, Ended, forked
+from support import BUG, ENVIRONMENT, Ended, forked
 
 from loom.spool import fs
 
 KILLED = 137
-ENVIRONMENT = 75
 ERRORS = ("ENOSPC", "EIO", "EMFILE", "EROFS", "EDQUOT")
 FULL = os.environ.get("LOOM_CRASH") == "full"
 _METHODS = [name for name in vars(fs.Calls) if not name.startswith("_")]

@@ -70,7 +70,8 @@ def test_a_field_of_any_type_is_a_spec_or_a_config_error(changes: dict[str, Any]
     ({"tools": "read-file"}, "'tools'"), ({"tools": [1]}, "'tools'"), ({"env": {"A": 1}}, "'env'"),
     ({"env": {"A=B": "x"}}, "'env'"), ({"env": {"": "x"}}, "'env'"), ({"env": {"A": "\0"}}, "'env'"),
     ({"options": []}, "'options'"), ({"idle_s": -1}, "'idle_s'"), ({"idle_s": True}, "'idle_s'"),
-    ({"restart": "sometimes"}, "sometimes"), ({"restart": {"limits": 3}}, "limits"), ({"restart": {"limit": 0}}, "limit"),
+    ({"restart": "sometimes"}, "sometimes"), ({"restart": {"limits": 3}}, "limits"),
+    ({"restart": {"limit": 0}}, "limit"),
     ({"restart": {"limit": 1.5}}, "limit"), ({"restart": {"base_s": "1"}}, "base_s"), ({"restart": 5}, "restart"),
     ({"restart": {"policy": []}}, "policy"),
 ])  # fmt: skip

@@ -15,7 +15,8 @@ stems = st.builds(ids.message_stem, times_ms, random80)
 agents = st.from_regex(r"[a-z][a-z0-9-]{0,63}", fullmatch=True)
 
 TOO_ODD = [
-    "", " ", "A", "Agent", "1a", "-a", "a_b", "a.b", "a/b", "..", ".", "a\n", "a\0", "ä", "a b", "a" * 65, "٣", "ａ", "a~b",
+    "", " ", "A", "Agent", "1a", "-a", "a_b", "a.b", "a/b", "..", ".", "a\n", "a\0", "ä", "a b", "a" * 65, "٣", "ａ",
+    "a~b",
 ]  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def test_what_is_no_strict_json_is_malformed(text: str):
         loads(text.encode())
 
 
-@pytest.mark.parametrize("data", [b"\xff", b'"\xc3"', b'"\xed\xa0\x80"', b'{"a":"\xf4\x90\x80\x80"}', b"\xef\xbb\xbf{}"])
+@pytest.mark.parametrize("data", [b"\xff", b'"\xc3"', b'"\xed\xa0\x80"', b'"\xf4\x90\x80\x80"', b"\xef\xbb\xbf{}"])
 def test_what_is_no_utf8_is_malformed(data: bytes):
     with pytest.raises(Malformed):
         loads(data)

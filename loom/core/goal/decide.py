@@ -154,7 +154,6 @@ def _planning(state: GoalState, pool: _Free) -> list[Decision]:
         "files": {"$json": state.files},
         "max_subtasks": state.spec.limits.max_subtasks,
         "refused": list(state.refused[-1]) if state.refused else [],
-        "steer": list(state.steers),
     }
     if state.version:
         payload["replan"] = {

@@ -223,10 +223,6 @@ def _ended(status: str) -> Callable[[GoalState, Data], GoalState]:
     return change
 
 
-def _steered(state: GoalState, data: Data) -> GoalState:
-    return replace(state, steers=(*state.steers, str(data.get("text", ""))))
-
-
 def _landing(state: GoalState, data: Data) -> GoalState:
     return replace(state, landing="wanted", report=None)
 
@@ -253,7 +249,6 @@ _HANDLERS: dict[str, Callable[[GoalState, Data], GoalState]] = {
     "goal.cancelled": _status("cancelled"),
     "goal.completed": _status("completed"),
     "goal.failed": _status("failed"),
-    "goal.steered": _steered,
     "goal.snapshot": _snapshot,
     "goal.landing": _landing,
     "goal.landed": _landed,

@@ -110,7 +110,6 @@ class GoalState:
     subtasks: Mapping[str, SubState] = field(default_factory=dict)
     orders: Mapping[str, OrderState] = field(default_factory=dict)
     causes: frozenset[str] = frozenset()
-    steers: tuple[str, ...] = ()
     landing: str = ""
     landed: Mapping[str, Any] = field(default_factory=dict)
     usage: Mapping[str, int] = field(default_factory=dict)
@@ -142,7 +141,6 @@ def to_json(state: GoalState) -> dict[str, Any]:
         "orders": {k: asdict(o) for k, o in state.orders.items()},
         "causes": sorted(state.causes),
         "refused": [list(r) for r in state.refused],
-        "steers": list(state.steers),
     }
 
 
@@ -156,7 +154,6 @@ def from_json(raw: Mapping[str, Any]) -> GoalState:
             "orders": {k: OrderState(**o) for k, o in raw["orders"].items()},
             "causes": frozenset(raw["causes"]),
             "refused": tuple(tuple(r) for r in raw["refused"]),
-            "steers": tuple(raw["steers"]),
         }
     )
 

@@ -1,0 +1,251 @@
+"""All agents under one supervisor: for each, what is wanted and seen goes to loom.core.supervision, and what that
+decides is carried out. When to look, and at whom, is the loop's: loom/daemons/supervisor.py.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from loom.core import supervision as core
+from loom.core.supervision import GiveUp, Kill, Limits, Start, Stop
+from loom.daemons.charge import Charge, exit_text, shared_token
+from loom.daemons.incarnations import Incarnations, age_s
+from loom.spool import agents, fs, locks, wake
+from loom.spool.layout import Home
+from loom.wire import exits, ids
+from loom.wire.errors import Config
+
+TROUBLE_S = 5.0  # an agent for which something failed (no space, no processes) is looked at again after this time
+_LOCKED_S = 1.0  # somebody holds an agent's lock for a moment (retry, fsck): no runner
+
+
+class Loop(Protocol):
+    """What the ward needs of the loop it lives in."""
+
+    def listen(self, fd: int, handler: Callable[[], None]) -> None: ...
+    def unlisten(self, fd: int) -> None: ...
+    def say(self, level: str, event: str, **fields: object) -> None: ...
+
+
+class Ward:
+    """`dirty` names agents whose files are to be looked at, `due` when the next step of an agent falls due.
+
+    leaving   all are to stop, whatever is wanted of them: the supervisor goes
+    """
+
+    def __init__(self, home: Home, hands: Incarnations, table: Mapping[str, str], limits: Limits, loop: Loop) -> None:
+        self.charges: dict[str, Charge] = {}
+        self.dirty: set[str] = set()
+        self.due: dict[str, float] = {}
+        self.limits = limits
+        self.leaving = False
+        self._home = home
+        self._hands = hands
+        self._table = table
+        self._loop = loop
+        self._shared = shared_token(home)
+
+    # -- who is there --------------------------------------------------------------------------------------------
+
+    def find(self) -> list[Charge]:
+        """Take in new directories; returns all charges. Those whose directory is gone are looked at a last time."""
+        with os.scandir(self._home.agents) as entries:
+            names = {e.name for e in entries if ids.is_agent(e.name) and e.is_dir(follow_symlinks=False)}
+        for name in names - self.charges.keys():
+            self.charges[name] = Charge(self._home, name)
+            self.dirty.add(name)
+        self.dirty |= self.charges.keys() - names
+        return list(self.charges.values())
+
+    def look_at_all(self) -> None:
+        """Everybody is dirty; runners whose inbox changed are rung, since the event may have been lost."""
+        self.settings_changed()
+        for charge in self.charges.values():
+            if charge.inbox_changed() and charge.process is not None:
+                wake.ring(self._home.wake_fifo(charge.name))
+
+    def settings_changed(self) -> None:
+        self._shared = shared_token(self._home)
+        self.dirty.update(self.charges)
+
+    def pids(self) -> list[int]:
+        return [charge.process.pid for charge in self.charges.values() if charge.process is not None]
+
+    def is_needed(self, but: str) -> bool:
+        """Whether an agent other than `but` is wanted up, or has mail that somebody waits for. Reads anew."""
+        for name, charge in self.charges.items():
+            charge.refresh(self._shared, time.monotonic())
+            if charge.wanted.want == "up" and name != but:
+                return True
+            if charge.wanted.want == "demand" and agents.has_mail(charge.agent):
+                return True
+        return False
+
+    def leave(self) -> None:
+        """Stop all runners; `want` files stay as they are, so that the next supervisor goes on."""
+        self.leaving = True
+        self.dirty.update(self.charges)
+
+    # -- serving one ---------------------------------------------------------------------------------------------
+
+    def serve(self, charge: Charge) -> bool:
+        """Read what changed about one agent and do what follows from it. False: there is no such agent any more."""
+        now = time.monotonic()
+        self.due.pop(charge.name, None)
+        charge.refresh(self._shared, now)
+        if not charge.met:
+            self._meet(charge)
+        charge.seen = core.look(self._wanted(charge), charge.seen)
+        for _ in range(3):  # more than any chain of steps that can follow each other at once
+            step = core.decide(charge.name, self._wanted(charge), charge.seen, now, self.limits)
+            if step is None:
+                break
+            self._carry_out(charge, step)
+        charge.show(core.status_of(self._wanted(charge), charge.seen))
+        times = (core.due_s(self._wanted(charge), charge.seen, self.limits), charge.recheck_s)
+        if (due := min((t for t in times if t is not None), default=None)) is not None:
+            self.due[charge.name] = due
+        if charge.absent and charge.process is None and not charge.agent.path.is_dir():
+            self.due.pop(charge.name, None)
+            del self.charges[charge.name]
+            return False
+        return True
+
+    def _wanted(self, charge: Charge) -> core.Wanted:
+        return replace(charge.wanted, want="down") if self.leaving else charge.wanted
+
+    def _meet(self, charge: Charge) -> None:
+        """The first look at an agent: what is wanted counts as known, and a living runner is adopted."""
+        charge.met = True
+        charge.seen = replace(charge.seen, asked=charge.wanted.asked, settings=charge.wanted.settings)
+        if not charge.absent:
+            self._adopt(charge)
+
+    def _carry_out(self, charge: Charge, step: core.Step) -> None:
+        now = time.monotonic()
+        match step:
+            case Start():
+                self._start(charge)
+            case Stop() if charge.process is not None:
+                self._hands.terminate(charge.process)
+                charge.seen = core.sent_away(charge.seen, now)
+            case Kill() if charge.process is not None:
+                count = self._hands.kill(charge, charge.process)
+                charge.seen = core.killed(charge.seen, now)
+                self._loop.say("warning", "killed", agent=charge.name, reason=step.reason, processes=count)
+            case GiveUp() if charge.bury(step.crashes):
+                charge.refresh(self._shared, now)
+                charge.seen = core.look(charge.wanted, core.buried(charge.seen))
+                self._loop.say("error", "dead", agent=charge.name, crashes=step.crashes)
+            case GiveUp():
+                charge.seen = core.postponed(charge.seen, now, _LOCKED_S)
+
+    def _start(self, charge: Charge) -> None:
+        now = time.monotonic()
+        if self._adopt(charge):
+            return
+        if locks.is_held(charge.agent.lock):
+            charge.seen = core.postponed(charge.seen, now, _LOCKED_S)
+            return
+        charge.show("pending")
+        try:
+            process = self._hands.start(charge)
+        except Config as error:
+            charge.refuse(error)
+            charge.seen = core.parked(charge.wanted, charge.seen)
+            self._loop.say("error", "refused", agent=charge.name, error=error.line())
+            return
+        except OSError as error:
+            charge.seen = core.postponed(charge.seen, now, TROUBLE_S)
+            self._loop.say("error", "not_started", agent=charge.name, error=str(error))
+            return
+        charge.process = process
+        charge.seen = core.started(charge.wanted, charge.seen, now)
+        self._loop.listen(process.pidfd, lambda: self._ended(charge))
+        self._loop.listen(process.ready_fd, lambda: self._heard(charge))
+        charge.show_started()
+
+    def _adopt(self, charge: Charge) -> bool:
+        process = self._hands.adopt(charge)
+        if process is None:
+            return False
+        charge.process = process
+        since_s = time.monotonic() - age_s(process)
+        charge.seen = core.started(charge.wanted, charge.seen, since_s, ready=True)
+        self._loop.listen(process.pidfd, lambda: self._ended(charge))
+        self._loop.say("info", "adopted", agent=charge.name, pid=process.pid)
+        return True
+
+    # -- what is heard of one ------------------------------------------------------------------------------------
+
+    def mail_came(self, charge: Charge, arrived: set[str]) -> None:
+        """Names were seen in its inbox. What is claimed already was rung by its sender."""
+        if charge.process is None:
+            charge.seen = core.arrived(charge.seen)
+            self.dirty.add(charge.name)
+        elif any(_is_there(charge.agent.inbox / name) for name in arrived):
+            wake.ring(self._home.wake_fifo(charge.name))
+
+    def _heard(self, charge: Charge) -> None:
+        """Its readiness pipe: a newline, or an end of file, which says no more than that the deadline stays."""
+        process = charge.process
+        if process is None or process.ready_fd < 0:
+            return
+        try:
+            data = os.read(process.ready_fd, 64)
+        except BlockingIOError:
+            return
+        if b"\n" in data or not data:
+            self._close_ready(charge)
+        if b"\n" in data:
+            charge.seen = core.became_ready(charge.seen)
+            self.dirty.add(charge.name)
+            foreign = charge.spec is not None and charge.spec.runner not in self._table
+            if foreign and agents.read_hint(charge.agent.status) == "pending":
+                fs.hint(charge.agent.status, "idle")  # programs of others need not know of `status`; ours write it
+
+    def _close_ready(self, charge: Charge) -> None:
+        if charge.process is not None and charge.process.ready_fd >= 0:
+            self._loop.unlisten(charge.process.ready_fd)
+            os.close(charge.process.ready_fd)
+            charge.process.ready_fd = -1
+
+    def _ended(self, charge: Charge) -> None:
+        process = charge.process
+        if process is None:
+            return
+        self._close_ready(charge)
+        self._loop.unlisten(process.pidfd)
+        charge.process = None
+        self.dirty.add(charge.name)
+        exit_ = self._hands.collect(charge, process, self.pids())
+        now = time.monotonic()
+        before, charge.seen = charge.seen, replace(charge.seen, running=False)  # whatever fails below, it is gone
+        charge.forget_mail()
+        charge.refresh(self._shared, now)
+        wanted = self._wanted(charge)
+        failed = exit_.code == exits.BAD_INPUT and self._fail_bad_message(charge)
+        finished = agents.finished_mark(charge.agent) != process.mark
+        draw = random.random()
+        charge.seen = core.exited(wanted, before, exit_, now, draw, finished=finished, failed_message=failed)
+        kind = "stopped" if before.term_s is not None else core.kind_of(exit_, failed)
+        self._loop.say("info", "exited", agent=charge.name, pid=process.pid, exit=exit_text(exit_), kind=kind)
+        charge.show_ended(process, exit_)
+        if kind in ("crash", "config"):
+            due = core.due_s(wanted, charge.seen, self.limits)
+            reason = "" if before.kill_s is None else f"not ready within {self.limits.ready_s:g} s"
+            charge.record_crash(process, exit_, kind, reason, None if due is None else max(0.0, due - now))
+
+    def _fail_bad_message(self, charge: Charge) -> bool:
+        text = f"{charge.name} refused this message (exit status {exits.BAD_INPUT})"
+        return bool(charge.fail_claimed("bad_input", text, f"see {charge.agent.stderr}"))
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path)
