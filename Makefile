@@ -1,10 +1,10 @@
 # The ways into this project. `make` alone lists them.
 #
 #   PYTHON=python3.12    the interpreter .venv is made with (Python 3.11 or newer)
-#   DIR=/some/where      where `make demo` works; default .demo
+#   DIR=/some/where      the documents of `make demo`: any folder of Markdown and text; default adrs/ and docs/
 
 PYTHON ?=
-DIR ?= .demo
+DIR ?=
 BIN := .venv/bin
 
 export PYTHON
@@ -16,8 +16,8 @@ export PYTHON
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: core-venv ## agents at work in DIR (default .demo): needs no key and no model
-	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh "$(DIR)"
+demo: core-venv ## agents write a digest of DIR (default adrs/ and docs/): needs no key and no model
+	@LOOM="$(CURDIR)/$(BIN)/loom" LOOM_SHOWN="$(BIN)/loom" sh examples/demo.sh "$(DIR)"
 
 test: dev-venv style types ## everything: style, types and all tests (what .ci/run runs)
 	@$(BIN)/python -m pytest

@@ -198,7 +198,8 @@ class Supervisor:
 
     def _serve(self, name: str) -> None:
         charge = self._ward.charges.get(name)
-        if charge is not None and not self._ward.serve(charge):
+        if charge is None or not self._ward.serve(charge):
+            self._ward.due.pop(name, None)
             self._sights.forget_agent(name)
 
     def _safely(self, name: str, work: Callable[[], None]) -> None:

@@ -59,7 +59,6 @@ def find(home: Home, name: str) -> GoalDir:
     close = [n for n in known if n.startswith(name) or n.endswith(f"-{name}")]
     if len(close) == 1:
         return home.goal(close[0])
-    ids.check_goal(name) if not close else None
     if close:
         raise NotFound(f"{name!r} could be {', '.join(close[:5])}", hint="give more of the id")
     raise NotFound(f"there is no goal {name!r}", hint="list them with: loom goal ps -a")

@@ -73,7 +73,6 @@ def disk_error(error: OSError, tried: str) -> Disk:
 
 
 def _create(home: Home) -> None:
-    os.umask(0o077)
     fs.ensure_dir(home.path)
     fs.replace(home.version, f"{PROTOCOL_VERSION}\n".encode())
 

@@ -1,0 +1,31 @@
+"""`loom agent ps`: the agents, one line each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from loom.cli import agent_state, printing
+from loom.cli.homes import is_reserved, open_home
+from loom.spool import agents
+
+
+@click.command("ps")
+@click.option("-a", "--all", "everything", is_flag=True, help="Stopped and dead agents and loom's own processes too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def cli(everything: bool, as_json: bool) -> None:
+    """List the agents that run or are wanted up."""
+    home = open_home()
+    states = [agent_state.of(home, agent) for agent in agents.each(home)]
+    if not everything:
+        states = [s for s in states if s.served and not is_reserved(s.name)]
+    if as_json:
+        printing.json_line({"v": 1, "agents": [asdict(state) for state in states]})
+        return
+    head = ("NAME", "STATUS", "PID", "MODEL", "WAITING", "STARTED")
+    rows = [
+        (s.name, s.status, str(s.pid or "-"), s.model, str(s.waiting), s.started_at[:19].replace("T", " ") or "-")
+        for s in states
+    ]
+    printing.table(head, rows)

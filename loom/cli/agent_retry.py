@@ -1,0 +1,36 @@
+"""`loom agent retry`: failed messages go back into the inbox, for another attempt under a new reply name."""
+
+from __future__ import annotations
+
+import click
+
+from loom.cli import agent_state, printing
+from loom.cli.homes import open_home
+from loom.cli.send import wake_up
+from loom.spool import agents, mailbox
+from loom.wire.errors import NotFound
+
+
+@click.command("retry")
+@click.argument("name")
+@click.argument("messages", nargs=-1, metavar="[MSG…]")
+def cli(name: str, messages: tuple[str, ...]) -> None:
+    """Put failed messages of agent NAME back into its inbox: those named, else all. Prints their names."""
+    home = open_home()
+    agent = agents.find(home, name)
+    failed = mailbox.failed(agent)
+    wanted = [message.removesuffix(".msg") for message in messages]
+    for stem in wanted:
+        if stem not in failed:
+            known = f"{len(failed)} failed messages lie in {agent.failed}" if failed else f"nothing of {name} failed"
+            raise NotFound(f"no failed message {stem!r} of {name}", hint=known)
+    for stem in wanted or failed:
+        if mailbox.retry(agent, name, stem, agents.now_text()):
+            printing.line(stem)
+    state = agent_state.of(home, agent)
+    if not failed:
+        printing.note(f"nothing of {name} failed")
+    elif state.served:
+        wake_up(home, name)
+    else:
+        printing.note(agent_state.why_unserved(state))

@@ -1,0 +1,281 @@
+"""Turn records and NDJSON files: what was written whole comes back, wherever the file was cut."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loom.spool import fs, ndjson, turns
+from loom.spool.ndjson import Appender, Damaged
+from loom.spool.turns import Turn
+from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, ToolCall, ToolSpec, Usage
+
+SPEC = ToolSpec("t", "a tool", {"type": "object"}, idempotent=True)
+FIRST = ChatRequest("m/x", (ChatMessage("system", "s"), ChatMessage("user", "ü")), (SPEC,), 100, {"seed": 1})
+CALL = ToolCall("c1", "t", {"a": [1, None, "x"]})
+BROKEN = ToolCall("c2", "t", None, "{not json")
+ASKS = ChatReply("thinking", (CALL, BROKEN), "tool_calls", Usage(1, 2, 3), "m")
+ENDS = ChatReply("done", (), "end", Usage(4, 5), "m")
+MORE = ChatRequest(
+    "m/x",
+    (*FIRST.messages, ChatMessage("assistant", "thinking", (CALL, BROKEN)), ChatMessage("tool", "r", call_id="c1")),
+    (SPEC,), 100, {"seed": 1},
+)  # fmt: skip
+
+
+def path_in(tmp_path: Path) -> Path:
+    return tmp_path / "turns" / "name.0.ndjson"
+
+
+def opened(tmp_path: Path) -> Turn:
+    return Turn(path_in(tmp_path), tmp_path / "blobs")
+
+
+def recorded(tmp_path: Path, big: str = "") -> list[Any]:
+    """A whole turn; the steps after each record, for comparison."""
+    turn = opened(tmp_path)
+    seen = [snapshot(turn)]
+
+    def then(done: object) -> None:
+        seen.append(snapshot(turn))
+
+    then(turn.open("boot", "1.1"))
+    then(turn.request(FIRST))
+    then(turn.reply(ASKS))
+    then(turn.intent(CALL))
+    then(turn.result("c1", {"status": "ok", "result": {"x": big}}))
+    then(turn.intent(BROKEN))
+    then(turn.result("c2", {"status": "error", "error": "no object"}))
+    then(turn.request(MORE))
+    then(turn.reply(ENDS))
+    then(turn.release())
+    turn.close()
+    return seen
+
+
+def snapshot(turn: Turn) -> Any:
+    return [(s.request, s.reply, dict(s.intents), dict(s.results)) for s in turn.steps]
+
+
+@pytest.mark.parametrize("big", ["", "x" * 70_000], ids=["small", "with a blob"])
+def test_cut_at_every_byte_a_turn_gives_back_a_prefix_of_its_records(tmp_path: Path, big: str):
+    seen = recorded(tmp_path, big)
+    path = path_in(tmp_path)
+    data = path.read_bytes()
+    assert len(data) < 5000 and data.count(b"\n") == len(seen) - 1
+    for cut in range(len(data) + 1):
+        path.write_bytes(data[:cut])
+        turn = opened(tmp_path)
+        whole = data[:cut].count(b"\n")
+        assert snapshot(turn) == seen[whole], f"cut at {cut}"
+        turn.open("boot", "2.2")
+        turn.close()
+        assert path.read_bytes().count(b"\n") == whole + 1
+        for torn in path.parent.glob("*.torn.*"):
+            assert data[:cut].endswith(torn.read_bytes())
+            torn.unlink()
+
+
+def test_a_turn_goes_on_after_each_of_its_records(tmp_path: Path):
+    """Reopened after every single record, the file ends up the same but for the openings."""
+    seen = recorded(tmp_path / "one")
+    steps: list[Any] = [
+        lambda t: t.request(FIRST), lambda t: t.reply(ASKS), lambda t: t.intent(CALL),
+        lambda t: t.result("c1", {"status": "ok", "result": {"x": ""}}), lambda t: t.intent(BROKEN),
+        lambda t: t.result("c2", {"status": "error", "error": "no object"}), lambda t: t.request(MORE),
+        lambda t: t.reply(ENDS),
+    ]  # fmt: skip
+    for number, step in enumerate(steps):
+        turn = opened(tmp_path / "two")
+        turn.open("boot", f"{number}.1")
+        step(turn)
+        turn.close()
+    turn = opened(tmp_path / "two")
+    assert snapshot(turn) == seen[-1] and turn.deaths == 0
+    turn.close()
+
+
+@pytest.mark.parametrize("levels", [60, 64, 100])
+def test_a_deeply_nested_call_is_recorded_so_that_it_can_be_read(tmp_path: Path, levels: int):
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    call = ToolCall("c", "t", value)
+    turn = opened(tmp_path)
+    turn.request(FIRST)
+    turn.reply(ChatReply("", (call,), "tool_calls"))
+    turn.intent(call)
+    turn.result("c", {"status": "ok", "result": value})
+    before = snapshot(turn)
+    turn.close()
+    turn = opened(tmp_path)
+    assert snapshot(turn) == before
+    turn.close()
+
+
+# O: open, B: open of another boot, p: any record of progress, r: released
+@pytest.mark.parametrize("story, deaths", [
+    ("", 0), ("O", 0), ("OO", 1), ("OOO", 2), ("OOOO", 3), ("OpO", 0), ("OpOO", 1), ("OpOpOpO", 0), ("OrO", 0),
+    ("OrOO", 1), ("OBB", 1), ("OB", 0), ("OBO", 0), ("OOBOO", 2), ("OOpOO", 2), ("OprO", 0), ("pO", 0),
+])  # fmt: skip
+@pytest.mark.parametrize("reopened", [False, True])
+def test_deaths_are_openings_without_progress_in_one_boot(tmp_path: Path, story: str, deaths: int, reopened: bool):
+    turn = opened(tmp_path)
+    for act in story:
+        if reopened:
+            turn.close()
+            turn = opened(tmp_path)
+        match act:
+            case "O":
+                turn.open("this boot", "1.1")
+            case "B":
+                turn.open("that boot", "1.1")
+            case "p":
+                turn.request(FIRST)
+            case "r":
+                turn.release()
+    if reopened or not story.endswith(("p", "r")):
+        assert turn.deaths == deaths
+    turn.close()
+    turn = opened(tmp_path)
+    assert turn.deaths == deaths
+    turn.close()
+
+
+def test_three_deaths_are_the_limit_of_the_protocol():
+    assert turns.MAX_DEATHS == 3
+
+
+def test_reply_intent_and_result_are_synced_before_the_next_step(tmp_path: Path, monkeypatch):
+    synced = []
+
+    class Watching(fs.Calls):
+        def fdatasync(self, fd: int) -> None:
+            synced.append(os.fstat(fd).st_size)
+            super().fdatasync(fd)
+
+    monkeypatch.setattr(fs, "calls", Watching())
+    turn = opened(tmp_path)
+    turn.open("boot", "1.1")
+    turn.request(FIRST)
+    assert synced == []
+    for step in (
+        lambda: turn.reply(ASKS),
+        lambda: turn.intent(CALL),
+        lambda: turn.result("c1", {"status": "ok", "result": "x" * 70_000}),
+    ):
+        step()
+        assert synced[-1] == path_in(tmp_path).stat().st_size, "the whole record is covered by the sync"
+    assert len(synced) == 3
+    turn.close()
+
+
+# -- ndjson ----------------------------------------------------------------------------------------------------
+
+
+def appended(path: Path, *records: dict[str, Any]) -> None:
+    file = Appender(path)
+    for record in records:
+        file.append(record)
+    file.sync()
+    file.close()
+
+
+def test_cut_at_every_byte_an_appender_finds_the_whole_lines_and_goes_on(tmp_path: Path):
+    path = tmp_path / "a.ndjson"
+    records = [{"n": i, "text": "ü\n" * i} for i in range(4)]
+    appended(path, *records)
+    data = path.read_bytes()
+    for cut in range(len(data) + 1):
+        path.write_bytes(data[:cut])
+        whole = data[:cut].count(b"\n")
+        assert ndjson.read_objects(path) == records[:whole]
+        file = Appender(path)
+        assert file.records == records[:whole]
+        file.append({"after": 1})
+        file.close()
+        assert ndjson.read_objects(path) == [*records[:whole], {"after": 1}]
+
+
+@pytest.mark.parametrize("tail", [bytes(64), bytes(64) + b"\n", b"x\n", b"[]\n", b"\n", b'"a"\n{', b"\xff\n"])
+def test_what_is_no_object_at_the_end_is_cut_off_and_kept(tmp_path: Path, tail: bytes):
+    path = tmp_path / "a.ndjson"
+    appended(path, {"n": 1})
+    good = path.read_bytes()
+    path.write_bytes(good + tail)
+    file = Appender(path)
+    file.close()
+    assert (file.records, file.cut, path.read_bytes()) == ([{"n": 1}], len(tail), good)
+    assert path.with_name(f"a.ndjson.torn.{len(good)}").read_bytes() == tail
+
+
+def test_damage_in_the_middle_is_refused_with_its_place_and_left_alone(tmp_path: Path):
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b'{"n":1}\n{"n":\n{"n":3}\n')
+    with pytest.raises(Damaged, match=r"a\.ndjson:2:"):
+        Appender(path)
+    assert path.read_bytes() == b'{"n":1}\n{"n":\n{"n":3}\n'
+    assert ndjson.read_objects(path) == [{"n": 1}, {"n": 3}], "a reader leaves the damaged line out"
+
+
+def test_after_a_failed_write_no_record_is_glued_to_the_torn_one(tmp_path: Path, monkeypatch):
+    path = tmp_path / "a.ndjson"
+    file = Appender(path)
+    file.append({"n": 1})
+
+    class Full(fs.Calls):
+        def write(self, fd: int, data: bytes | memoryview) -> int:
+            if len(data) < 10:
+                raise OSError(errno.ENOSPC, "no space")
+            return os.write(fd, data[:10])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs, "calls", Full())
+        with pytest.raises(OSError):
+            file.append({"n": 2, "long": "x"})
+    with pytest.raises(OSError, match="open the file anew"):
+        file.append({"n": 3})
+    file.close()
+    appended(path, {"n": 4})
+    assert ndjson.read_objects(path) == [{"n": 1}, {"n": 4}]
+
+
+@pytest.mark.parametrize("value", [float("nan"), "\ud800", object()], ids=["NaN", "surrogate", "object"])
+def test_what_is_no_json_is_refused_and_the_file_goes_on(tmp_path: Path, value: Any):
+    path = tmp_path / "a.ndjson"
+    file = Appender(path)
+    with pytest.raises((ValueError, TypeError)):
+        file.append({"a": value})
+    deep: Any = 1
+    for _ in range(70):
+        deep = {"a": deep}
+    with pytest.raises(ValueError):
+        file.append(deep)
+    file.append({"n": 1})
+    file.close()
+    assert path.read_bytes() == b'{"n":1}\n'
+
+
+def test_a_missing_file_has_no_objects(tmp_path: Path):
+    assert ndjson.read_objects(tmp_path / "none") == []
+
+
+def test_one_record_is_one_write(tmp_path: Path, monkeypatch):
+    writes = []
+
+    class Watching(fs.Calls):
+        def write(self, fd: int, data: bytes | memoryview) -> int:
+            writes.append(bytes(data))
+            return super().write(fd, data)
+
+    file = Appender(tmp_path / "a.ndjson")
+    monkeypatch.setattr(fs, "calls", Watching())
+    file.append({"a": "b\nc"})
+    file.close()
+    assert writes == [b'{"a":"b\\nc"}\n']
+    assert json.loads(writes[0]) == {"a": "b\nc"}
