@@ -19,7 +19,7 @@ def cli(everything: bool, as_json: bool) -> None:
     home = open_home()
     states = [agent_state.of(home, agent) for agent in agents.each(home)]
     if not everything:
-        states = [s for s in states if s.served and not is_reserved(s.name)]
+        states = [s for s in states if (s.alive or s.want in ("up", "demand")) and not is_reserved(s.name)]
     if as_json:
         printing.json_line({"v": 1, "agents": [asdict(state) for state in states]})
         return

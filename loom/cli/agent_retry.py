@@ -27,10 +27,9 @@ def cli(name: str, messages: tuple[str, ...]) -> None:
     for stem in wanted or failed:
         if mailbox.retry(agent, name, stem, agents.now_text()):
             printing.line(stem)
-    state = agent_state.of(home, agent)
     if not failed:
         printing.note(f"nothing of {name} failed")
-    elif state.served:
+    elif agent_state.is_served(agent):
         wake_up(home, name)
     else:
-        printing.note(agent_state.why_unserved(state))
+        printing.note(agent_state.why_unserved(agent))

@@ -11,14 +11,13 @@ from typing import Any
 import click
 
 from loom.cli import input as texts
-from loom.cli import printing
 from loom.cli.homes import open_home
 from loom.spool import agents, config
 from loom.spool.layout import Home
 from loom.wire import agent as wire
 from loom.wire import ids
 from loom.wire.agent import AgentSpec, Restart
-from loom.wire.errors import BadInput, Config, NotFound, Usage
+from loom.wire.errors import BadInput, NotFound, Usage
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
 
@@ -239,6 +238,3 @@ def system_of(o: Options, base: str) -> str:
     if o.system is None:
         return base
     return texts.check(o.system, "--system") if o.system else ""
-
-
-__all__ = ["Config", "Options", "printing"]

@@ -30,11 +30,6 @@ class State:
     waiting: int
     started_at: str
 
-    @property
-    def served(self) -> bool:
-        """Whether a message sent now will be worked on without a person doing anything."""
-        return self.alive or self.want in ("up", "demand")
-
 
 def of(home: Home, agent: AgentDir) -> State:
     """The state of an agent that exists."""
@@ -75,7 +70,12 @@ def status(said: str, want: Want, *, alive: bool, broken: bool = False) -> str:
     return "stopped" if said == "stopped" else "crashed" if said in _ALIVE else "pending"
 
 
-def why_unserved(state: State) -> str:
+def is_served(agent: AgentDir) -> bool:
+    """Whether a message sent now will be worked on without a person doing anything."""
+    return agents.read_want(agent) in ("up", "demand") or agents.is_alive(agent)
+
+
+def why_unserved(agent: AgentDir) -> str:
     """One line about an agent that does not work on its mail now."""
-    again = f"start it with: loom agent start {state.name} --detach"
-    return f"{state.name} is {'dead' if state.want == 'dead' else 'stopped'}, so the message waits; {again}"
+    how = "dead" if agents.read_want(agent) == "dead" else "stopped"
+    return f"{agent.name} is {how}, so its mail waits; start it with: loom agent start {agent.name} --detach"

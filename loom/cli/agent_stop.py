@@ -18,7 +18,12 @@ from loom.wire.errors import TryLater
 
 WAIT_S = 15.0
 _TIMEOUT = click.option(
-    "--timeout", type=click.FloatRange(0), default=WAIT_S, show_default=True, metavar="S", help="Seconds to wait for it."
+    "--timeout",
+    type=click.FloatRange(0),
+    default=WAIT_S,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait for it.",
 )
 
 

@@ -9,7 +9,6 @@ import click
 
 from loom.cli import agent_state, printing
 from loom.cli import input as texts
-from loom.cli.agent_state import State
 from loom.cli.homes import open_home
 from loom.spool import agents, bodies, locks, mailbox, wake
 from loom.spool.layout import AgentDir, Home
@@ -79,15 +78,14 @@ def cli(
         new = mailbox.deliver(agent, stem, _encode(home, stem, body, thread or ""))
     except mailbox.Conflict as error:
         raise BadInput(str(error), hint="choose another --name") from None
-    state = agent_state.of(home, agent)
-    if state.served:
+    if agent_state.is_served(agent):
         wake_up(home, name)
     elif not wait:
-        printing.note(agent_state.why_unserved(state))
+        printing.note(agent_state.why_unserved(agent))
     if wait:
         return _print_reply(home, agent, stem, attempt, timeout, as_json)
     if as_json:
-        printing.json_line({"v": 1, "agent": name, "message": stem, "new": new, "want": state.want})
+        printing.json_line({"v": 1, "agent": name, "message": stem, "new": new, "want": agents.read_want(agent)})
     else:
         printing.line(stem)
     return exits.DONE
@@ -126,13 +124,12 @@ def _send_lines(home: Home, agent: AgentDir, body: str, thread: str, as_json: bo
         mailbox.deliver_all(agent, [(stem, _encode(home, stem, line, thread)) for stem, line in batch])
         if not as_json:
             printing.write("".join(f"{stem}\n" for stem in stems[start : start + _BATCH]))
-    state = agent_state.of(home, agent)
-    if state.served:
+    if agent_state.is_served(agent):
         wake_up(home, agent.name)
     else:
-        printing.note(agent_state.why_unserved(state))
+        printing.note(agent_state.why_unserved(agent))
     if as_json:
-        printing.json_line({"v": 1, "agent": agent.name, "messages": stems, "want": state.want})
+        printing.json_line({"v": 1, "agent": agent.name, "messages": stems, "want": agents.read_want(agent)})
     return exits.DONE
 
 
@@ -148,7 +145,7 @@ def wake_up(home: Home, name: str) -> None:
 
 
 def _print_reply(home: Home, agent: AgentDir, stem: str, attempt: int, timeout: float | None, as_json: bool) -> int:
-    reply = await_reply(home, agent, stem, attempt, timeout)
+    reply = await_reply(agent, stem, attempt, timeout)
     body = bodies.text(home.blobs, reply)
     if reply.error:
         data = reply.data or {}
@@ -156,19 +153,14 @@ def _print_reply(home: Home, agent: AgentDir, stem: str, attempt: int, timeout: 
             f"{agent.name}: {body}", hint=str(data.get("hint", "")), kind=str(data.get("error_type", "")) or "error"
         )
     if as_json:
-        told = {"v": 1, "agent": agent.name, "message": stem, "reply": f"{ids_of(reply, stem)}", "body": body}
+        told = {"v": 1, "agent": agent.name, "message": stem, "reply": f"{stem[:13]}-{reply.id}", "body": body}
         printing.json_line({**told, "data": dict(reply.data or {})})
     else:
         printing.write(body if body.endswith("\n") else f"{body}\n")
     return exits.DONE
 
 
-def ids_of(reply: Message, request_stem: str) -> str:
-    """The reply's name: the request's time, its own ULID."""
-    return f"{request_stem[:13]}-{reply.id}"
-
-
-def await_reply(home: Home, agent: AgentDir, stem: str, attempt: int, timeout_s: float | None) -> Message:
+def await_reply(agent: AgentDir, stem: str, attempt: int, timeout_s: float | None) -> Message:
     """The reply to a delivered message.
 
     attempt  how often it had failed before it was delivered (again)
@@ -185,9 +177,8 @@ def await_reply(home: Home, agent: AgentDir, stem: str, attempt: int, timeout_s:
                 return reply
         if gone is None or gone.parent not in (agent.inbox, agent.in_progress):
             _raise_no_reply(agent, stem, gone is not None and gone.parent == agent.unreadable)
-        state = agent_state.of(home, agent)
-        if not state.served:
-            raise TryLater(agent_state.why_unserved(state), kind="not_running")
+        if not agent_state.is_served(agent):
+            raise TryLater(agent_state.why_unserved(agent), kind="not_running")
         if deadline is not None and time.monotonic() > deadline:
             raise Deadline(
                 f"no answer of {agent.name} to {stem} within {timeout_s:g} s; it is still being worked on",
@@ -200,11 +191,10 @@ def await_reply(home: Home, agent: AgentDir, stem: str, attempt: int, timeout_s:
 def _raise_no_reply(agent: AgentDir, stem: str, unreadable: bool) -> None:
     if unreadable:
         raise BadInput(f"{agent.name} could not read {stem}", hint=f"see {agent.unreadable / stem}.msg.error.json")
-    raise NotFound(f"{stem} was finished without an answer that is still kept", hint=f"see: loom agent logs {agent.name}")
+    raise NotFound(
+        f"{stem} was finished without an answer that is still kept", hint=f"see: loom agent logs {agent.name}"
+    )
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-__all__ = ["State", "await_reply", "cli", "wake_up"]

@@ -19,6 +19,13 @@ from loom.core.plan import covers
 from loom.wire.plan import Subtask
 
 _PLACEHOLDER = re.compile(r"\[(?:TBD|TODO|INSERT[^\]]*|PLACEHOLDER|MISSING)\]|\blorem ipsum\b", re.IGNORECASE)
+# Writing here is on the floor: a person is asked, whatever the policy (docs/goals.md section 5).
+_PROTECTED = re.compile(
+    r"(?:^|/)(?:\.env(?:\.[^/]*)?|credentials[^/]*|secrets?(?:\.[^/]*)?|id_[a-z0-9]+|[^/]*\.pem)$"
+    r"|(?:^|/)(?:\.ssh|\.gnupg|secrets)/",
+    re.IGNORECASE,
+)
+PROTECTED = "protected"
 MAX_FINDINGS = 20
 
 
@@ -45,6 +52,7 @@ def check_all(
     for path in subtask.deliverables:
         checks.extend(_deliverable(path, files, changed, kept))
     checks.extend(_stray(subtask, changed))
+    checks.extend(_protected(changed))
     for path, data in sorted(files.items()):
         if data is not None:
             checks.extend(_content(path, data))
@@ -71,6 +79,14 @@ def _stray(subtask: Subtask, changed: Sequence[str]) -> list[Check]:
         return [Check("inside-deliverables", "", True)]
     shown = ", ".join(stray[:5]) + (f" and {len(stray) - 5} more" if len(stray) > 5 else "")
     return [Check("inside-deliverables", stray[0], False, f"changed but no deliverable: {shown}")]
+
+
+def _protected(changed: Sequence[str]) -> list[Check]:
+    return [
+        Check(PROTECTED, path, False, "a person is asked before secrets are written, which this version cannot do")
+        for path in changed
+        if _PROTECTED.search(path)
+    ]
 
 
 def _content(path: str, data: bytes) -> list[Check]:

@@ -56,7 +56,7 @@ class Manner:
     timeout_s: float | None = None
 
 
-def _prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools]:
+def prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools]:
     """A model that can be asked and tools that can be called. Raises what keeps them from working."""
     directory = home.agent(spec.name)
     cwd = spec.env.get(WORKSPACE_ENV) or os.getcwd()
@@ -73,7 +73,7 @@ class Filter:
 
     def __init__(self, home: Home, place: AgentDir, spec: AgentSpec, prompt: str, message: Message) -> None:
         self.home, self.place, self.spec, self.prompt, self.message = home, place, spec, prompt, message
-        self.model, self.tools = _prepare(home, spec)
+        self.model, self.tools = prepare(home, spec)
         self.thread: threads.Thread | None = None
         self.stem = place.name
         self.left = True

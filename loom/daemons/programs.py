@@ -6,13 +6,14 @@ Names that are not here are executables: an absolute path, or a name in the ship
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from loom.proc.spawn import Entry
 from loom.spool.layout import programs_dir
-from loom.wire.errors import Config
+from loom.wire import exits, ids
+from loom.wire.errors import Config, LoomError
 
 RUNNERS: dict[str, str] = {
     "agent": "loom.daemons.runner:serve_agent",
@@ -76,3 +77,21 @@ def _is_python(path: Path) -> bool:
     with path.open("rb") as file:
         first = file.readline(200)
     return first.startswith(b"#!") and b"python" in first
+
+
+def main(name: str, argv: Sequence[str]) -> int:
+    """The command line of a shipped runner, `runner AGENT_DIR [--drain]`: serve until told to leave; the exit status."""
+    places = [arg for arg in argv if arg != "--drain"]
+    if len(places) != 1 or places[0].startswith("-"):
+        print(f"usage: {name} AGENT_DIR [--drain]", file=sys.stderr)
+        return exits.USAGE
+    place = Path(places[0]).absolute()
+    if not ids.is_agent(place.name) or not (place / "agent.json").is_file():
+        print(f"loom: {places[0]} is no agent's directory: it holds no agent.json", file=sys.stderr)
+        return exits.NOT_FOUND
+    try:
+        serve: Callable[[Path, bool], int] = entry_of(RUNNERS[name])  # type: ignore[assignment]
+        return serve(place, len(places) != len(argv))
+    except LoomError as error:
+        print(f"loom: {error.line()}", file=sys.stderr)
+        return error.exit_status

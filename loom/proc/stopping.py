@@ -50,6 +50,12 @@ class Stopping:
             self._raise = False
             raise Leaving(signum)
 
+    def forget(self) -> None:
+        """What came is dealt with: wait for the next."""
+        if self.signum:
+            self.signum = 0
+            os.read(self.fd, 4096)
+
     @contextmanager
     def limit(self, seconds: float | None) -> Iterator[None]:
         """Inside, what raises Leaving for a signal raises OutOfTime when so many seconds have passed. None: no limit."""

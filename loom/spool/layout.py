@@ -198,10 +198,6 @@ class GoalDir:
     def workspace(self) -> Path:
         return self.path / "workspace"
 
-    @property
-    def results(self) -> Path:
-        return self.path / "results"
-
     def attempt(self, subtask: str, attempt: int) -> Path:
         return self.path / "subtasks" / subtask / str(attempt)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
-from loom.spool import locks
+from loom.spool import locks, wake
 
 USR1_STATUS = 33
 
@@ -20,7 +22,7 @@ def serve_quiet(agent_dir: Path, drain: bool = False) -> int:
 def serve_report(agent_dir: Path, drain: bool = False) -> int:
     """The same, after writing down what it was born with."""
     lines = [f"{name}={value}" for name, value in sorted(os.environ.items())]
-    lines += [f"fd {fd} {os.readlink(f'/proc/self/fd/{fd}')}" for fd in _descriptors()]
+    lines += _descriptors()
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)}
     lines += [f"signals {all(h == signal.SIG_DFL for h in handlers.values())}"]
     lines += [f"blocked {len(signal.pthread_sigmask(signal.SIG_BLOCK, []))}", f"cwd {Path.cwd()}"]
@@ -35,12 +37,13 @@ def serve_bug(agent_dir: Path, drain: bool = False) -> int:
     raise ValueError("this runner is broken")
 
 
-def _descriptors() -> list[int]:
-    listing = os.open("/proc/self/fd", os.O_RDONLY)
-    try:
-        return sorted(int(name) for name in os.listdir(listing) if int(name) != listing)
-    finally:
-        os.close(listing)
+def _descriptors() -> list[str]:
+    """`fd NUMBER TARGET` of each open descriptor; that of the listing itself is gone by then."""
+    found = []
+    for number in sorted(int(name) for name in os.listdir("/proc/self/fd")):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(f"fd {number} {os.readlink(f'/proc/self/fd/{number}')}")
+    return found
 
 
 def _wait(agent_dir: Path) -> int:
@@ -53,3 +56,22 @@ def _wait(agent_dir: Path) -> int:
         os.write(int(os.environ["LOOM_READY_FD"]), b"\n")
         number = signal.sigwait([signal.SIGTERM, signal.SIGUSR1])
     return USR1_STATUS if number == signal.SIGUSR1 else 0
+
+
+def serve_parent(agent_dir: Path, drain: bool = False) -> int:
+    """The same with two children as tools have them: one in its session, one in a session of its own."""
+    children = [subprocess.Popen(["sleep", "1000"], start_new_session=own) for own in (False, True)]
+    (agent_dir / "starts").write_text("".join(f"{child.pid}\n" for child in children))
+    return _wait(agent_dir)
+
+
+def serve_listener(agent_dir: Path, drain: bool = False) -> int:
+    """Notes each time its doorbell rings."""
+    bell = wake.listen(agent_dir.parent.parent / "run" / "wake" / agent_dir.name)
+    pid = os.fork()
+    if pid == 0:
+        os.set_blocking(bell, True)
+        while os.read(bell, 64):
+            with (agent_dir / "starts").open("a") as file:
+                file.write("rung\n")
+    return _wait(agent_dir)

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from support import wait_until
 from world import AT_ONCE, READY, TABLE, World, is_alive, pid_of, records, starts, status
 
 from loom.spool import agents, fs
 from loom.wire.agent import Restart
-from support import wait_until
 
 SLEEP = f"echo $$ >>$1/starts\n{READY}exec sleep 1000\n"
 
@@ -76,7 +76,9 @@ def test_without_a_base_it_is_started_again_at_once(world: World) -> None:
 )
 def test_what_follows_an_exit(world: World, policy: str, code: int, after: str) -> None:
     """The first start exits, a second one, if there is one, stays."""
-    script = f"echo $$ >>$1/starts\n{READY}test -e $1/again && exec sleep 1000\n>$1/again; echo oh no >&2; exit {code}\n"
+    script = (
+        f"echo $$ >>$1/starts\n{READY}test -e $1/again && exec sleep 1000\n>$1/again; echo oh no >&2; exit {code}\n"
+    )
     agent = world.agent("a", script, restart=Restart(policy=policy, base_s=0))  # type: ignore[arg-type]
     world.start()
     wait_until(lambda: agents.read_hint(agent.last_exit).startswith(f"{code} "))
@@ -293,7 +295,9 @@ def test_a_forked_runner_is_born_with_what_it_should_have_and_nothing_else(world
 
 def test_an_executed_runner_is_born_with_the_same(world: World) -> None:
     world.env["SOME_API_KEY"] = "secret"
-    agent = world.agent("a", f"env >$1/report; for f in /proc/$$/fd/*; do echo fd $f; done >>$1/report\n{READY}sleep 1000")
+    agent = world.agent(
+        "a", f"env >$1/report; for f in /proc/$$/fd/*; do echo fd $f; done >>$1/report\n{READY}sleep 1000"
+    )
     world.start()
     status(agent, "idle")
     report = (agent.path / "report").read_text()

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import ROOT, wait_until
 
 from loom.cli import ensure
-from loom.core.supervision import Limits
 from loom.daemons.supervisor import Settings
 from loom.proc import pidfd
 from loom.spool import agents, crashes, locks, mailbox
@@ -25,7 +25,6 @@ from loom.spool.home import open_home
 from loom.spool.layout import AgentDir, Home
 from loom.wire import ids, message
 from loom.wire.agent import AgentSpec, Restart, Want
-from support import ROOT, wait_until
 
 HERE = Path(__file__).parent
 AT_ONCE = Restart(base_s=0)
@@ -159,5 +158,3 @@ def world(tmp_path: Path) -> Iterator[World]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert left == {}, "processes are left"
-
-

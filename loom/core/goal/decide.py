@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from loom.core.checks import PROTECTED
 from loom.core.confidence import confidence, signature
 from loom.core.goal.state import SETTLED, GoalState, SubState
 from loom.core.plan import overlaps, refusals, single, with_synthesis_last
@@ -323,6 +324,10 @@ def _judged(state: GoalState, sub: SubState, pool: _Free) -> list[Decision]:
     """After the checks, and again after a verdict that was no pass."""
     if not sub.checks_passed:
         failed = [c for c in sub.checks if not c["passed"]]
+        floor = next((c for c in failed if c["name"] == PROTECTED), None)
+        if floor is not None:
+            reason = f"{floor['where']}: {floor['detail']}"
+            return [Propose("subtask.blocked", {"subtask": sub.spec.id, "reason": reason, "final": True})]
         findings = [
             {"severity": "blocker", "where": c["where"], "what": f"{c['name']}: {c['detail']}", "evidence": ""}
             for c in failed[:20]
