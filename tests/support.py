@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -82,6 +83,13 @@ def _read_until_end(fd: int, deadline_s: float) -> tuple[bytes, bool]:
         if not chunk:
             return b"".join(chunks), False
         chunks.append(chunk)
+
+
+def scratch() -> Path:
+    """A new directory on the fastest file system there is: a killed process loses nothing that tmpfs would lose."""
+    shm = Path("/dev/shm")
+    base = shm if shm.is_dir() and os.access(shm, os.W_OK) else None
+    return Path(tempfile.mkdtemp(prefix="loom-test-", dir=base))
 
 
 def wait_until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:

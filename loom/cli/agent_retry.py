@@ -30,6 +30,6 @@ def cli(name: str, messages: tuple[str, ...]) -> None:
     if not failed:
         printing.note(f"nothing of {name} failed")
     elif agent_state.is_served(agent):
-        wake_up(home, name)
+        wake_up(home, agent)
     else:
         printing.note(agent_state.why_unserved(agent))

@@ -32,7 +32,9 @@ def cli(name: str, force: bool) -> None:
         if agents.is_alive(agent):
             raise TryLater(f"{name} is running", hint=f"first: loom agent stop {name}; or add --force")
         if agents.has_mail(agent):
-            raise TryLater(f"{name} has mail, which would be lost", hint="look with: loom agent show; or add --force")
+            raise TryLater(
+                f"{name} has mail, which would be lost", hint=f"look with: loom agent show {name}; or add --force"
+            )
     if agent.spec.exists():
         take_down(home, agent)
         wait_gone(agent, time.monotonic() + WAIT_S, WAIT_S)

@@ -78,9 +78,8 @@ def _print(about: dict[str, Any], agent: AgentDir) -> None:
     if isinstance(spec, str):
         rows.append(("agent.json", spec))
     else:
-        rows += [
-            (key, _words(value)) for key, value in spec.items() if key not in ("v", "name") and value not in ([], {})
-        ]
+        told = {key: value for key, value in spec.items() if key not in ("v", "name") and value not in ([], {})}
+        rows += [(key, _words(value)) for key, value in told.items()]
     rows += [("prompt", _first_line(agent)), ("last exit", about["last_exit"] or "-")]
     crash = about["last_crash"]
     if crash:

@@ -1,4 +1,4 @@
-"""`loom agent stop` and `restart`: `want` says what is to be, the supervisor does it, the lock tells when it is done."""
+"""`loom agent stop` and `restart`: `want` says what is to be, the supervisor does it, the lock tells when it is so."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from loom.proc import pidfd
-from loom.proc.spawn import base_environment
-from loom.spool import fs, locks, wake
-from loom.spool.layout import Home
+from loom.proc import pidfd, tree
+from loom.proc.spawn import base_environment, mark_of
+from loom.spool import agents, fs, locks, wake
+from loom.spool.layout import AgentDir, Home
 from loom.wire.errors import Config, TryLater
 
 READY_S = 15.0
@@ -77,7 +77,10 @@ def _start(home: Home, deadline: float) -> None:
         if _is_ready(ready_read, deadline):
             child.returncode = 0  # it outlives us: nobody is going to wait for it
             return
-        status = child.poll()
+        status = _status_of(child, deadline)
+        if status == TryLater.exit_status and locks.is_held(home.supervisor_lock):
+            wake.ring(home.wake_fifo("supervisor"))  # somebody ran one by hand at the same moment
+            return
         raise _failure(home, begin, status)
     finally:
         os.close(log)
@@ -105,6 +108,14 @@ def _is_ready(fd: int, deadline: float) -> bool:
             if b"\n" in data or not data:
                 return bool(data)
     return False
+
+
+def _status_of(child: subprocess.Popen[bytes], deadline: float) -> int | None:
+    """Its exit status; None when it is still at it."""
+    try:
+        return child.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _failure(home: Home, begin: int, status: int | None) -> TryLater | Config:
@@ -158,6 +169,31 @@ def stop_supervisor(home: Home, timeout_s: float = 30.0) -> bool:
                 f"the supervisor is still stopping its agents after {timeout_s:g} s",
                 hint="asked again, it kills them at once: loom supervisor stop",
             )
+    finally:
+        os.close(handle)
+    return True
+
+
+def restart_runner(agent: AgentDir, grace_s: float = 10.0) -> bool:
+    """Ask for an agent anew and end its process; its supervisor starts the next one at once. False: none was running.
+
+    First `want` is written (the same word; `up` when it was down or dead), which is asking: whenever a process that
+    was asked for meanwhile ends, it is started again with n = 0, whatever its restart policy. Then SIGTERM, and its
+    whole tree is killed when it has not left after `grace_s`. A crash of ours between the two changes nothing.
+    """
+    who = locks.holder(agent.lock)
+    want = agents.read_want(agent)
+    agents.write_want(agent, want if want == "demand" else "up")
+    handle = pidfd.open_pidfd(who.pid, who.start) if who is not None else None
+    if who is None or handle is None:
+        return False
+    try:
+        pidfd.send(handle, signal.SIGTERM)
+        pidfd.send(handle, signal.SIGCONT)
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        if not poller.poll(grace_s * 1000):
+            tree.kill_tree(who.pid, who.start, mark_of(agent.path))
     finally:
         os.close(handle)
     return True

@@ -29,40 +29,35 @@ class Teller:
     def __init__(self, *, json: bool, tools: bool) -> None:
         self.json = json
         self.streaming = json or not tools or printing.on_terminal()
-        self._step: list[str] = []
-        self._shown = ""  # the last step's text, as far as it went to stdout
-        self._at_line_start = True
+        self._said: list[str] = []  # by the model since its last tool call
+        self._line_open = False
 
     def event(self, event: dict[str, Any]) -> None:
         """What the turn tells; see loom.daemons.turnloop."""
         kind = event["event"]
         if kind == "retry":
-            self._step.clear()
+            self._said.clear()
             printing.note(f"{event['error']}; trying again in {event['wait_s']:g} s")
         elif self.json:
             printing.json_line(event)
         elif kind == "text":
-            self._step.append(event["text"])
+            self._said.append(event["text"])
             if self.streaming:
                 self._out(event["text"])
-        elif kind == "usage":
-            self._shown = "".join(self._step) if self.streaming else ""
-            printing.detail(f"{event['input_tokens']} tokens in, {event['output_tokens']} tokens out")
         elif kind == "tool_call":
-            self._before_tool(event)
+            self._tool_call(event["name"])
         elif kind == "tool_result":
-            printing.detail(f"{event['name']}: {event.get('error') or event.get('status')}")
-        if kind == "usage" and self.streaming:
-            self._step.clear()
+            printing.detail(f"{event['name']}: {event.get('error') or event['status']}")
+        elif kind == "usage":
+            printing.detail(f"{event['input_tokens']} tokens in, {event['output_tokens']} out")
 
-    def _before_tool(self, event: dict[str, Any]) -> None:
+    def _tool_call(self, name: str) -> None:
         if self.streaming:
-            self._end_line()
-        elif self._step:
-            printing.aside("".join(self._step).rstrip("\n") + "\n")
-        self._step.clear()
-        self._shown = ""
-        printing.detail(f"calls {event['name']}")
+            self.end_line()
+        elif said := "".join(self._said).strip():
+            printing.aside(f"{said}\n")
+        self._said.clear()
+        printing.detail(f"calls {name}")
 
     def finish(self, outcome: Any) -> None:
         """The turn has its answer: print what is not printed yet, and end the line."""
@@ -70,23 +65,24 @@ class Teller:
             told = {"usage": usage_to_json(outcome.usage), "steps": outcome.steps}
             printing.json_line({"event": "result", "text": outcome.text, **told, "exit_status": exits.DONE})
             return
-        if self._shown != outcome.text:
+        if not (self.streaming and self._said):  # held back, or recorded by the filter that we resumed
             self._out(outcome.text)
-        self._end_line()
+        self.end_line()
 
     def _out(self, text: str) -> None:
         if text:
             printing.write(text)
-            self._at_line_start = text.endswith("\n")
+            self._line_open = not text.endswith("\n")
 
-    def _end_line(self) -> None:
-        if not self._at_line_start:
+    def end_line(self) -> None:
+        """What comes next begins a new line."""
+        if self._line_open:
             self._out("\n")
 
     def break_off(self) -> None:
-        """No answer will come: what follows on a terminal begins a new line."""
+        """No answer will come; a terminal's next line is for the reason."""
         if printing.on_terminal() and not self.json:
-            self._end_line()
+            self.end_line()
 
 
 def run(o: Options) -> int:
@@ -129,8 +125,9 @@ def answer(o: Options, context: Any) -> int:
             filter_.left = False
         except Leaving as leaving:
             teller.break_off()
-            printing.error(f"interrupted; {again}")
-            return 128 + leaving.signum
+            error = LoomError("interrupted", hint=again, kind="interrupted")
+            error.exit_status = 128 + leaving.signum
+            raise error from None
         except printing.OutputClosed:
             filter_.left = False  # whoever asked has had enough
             raise

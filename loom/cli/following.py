@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from loom.cli.ensure import ensure_supervisor
 from loom.core.goal import reduce as reducing
 from loom.core.goal.state import GoalState
-from loom.spool import journal, locks, wake, watch
+from loom.spool import blobs, journal, locks, wake, watch
 from loom.spool.layout import GoalDir, Home
-from loom.wire.errors import TryLater
+from loom.wire.errors import Config, TryLater
 from loom.wire.event import Event
 
 LOOK_S = 1.0
@@ -30,11 +30,22 @@ class Follower:
             self._watch = None
 
     def read(self) -> list[Event]:
-        """What is new, folded into `state`."""
-        events = self._tail.read()
-        for event in events:
-            self.state = reducing.first(event) if self.state is None else reducing.reduce(self.state, event)
+        """What is new, folded into `state`. Raises Config when the journal is damaged."""
+        try:
+            events = self._tail.read()
+            for event in events:
+                self.state = reducing.first(event) if self.state is None else reducing.reduce(self.state, event)
+        except (journal.JournalDamaged, blobs.BlobDamaged, OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged(self.goal, error) from None
         return events
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more is to come: the goal has ended, and so has a landing that was asked for with it."""
+        state = self.state
+        if state is None or not state.quiet:
+            return False
+        return not (state.status == "completed" and state.spec.land and state.spec.source and state.landing == "")
 
     def events(self, deadline_s: float | None = None) -> Iterator[Event]:
         """Events for ever; the caller stops when it has seen enough. Raises TryLater at the (monotonic) deadline."""
@@ -67,6 +78,12 @@ class Follower:
     def close(self) -> None:
         if self._watch is not None:
             self._watch.close()
+
+
+def damaged(goal: GoalDir, error: Exception) -> Config:
+    """What is said of a goal whose files cannot be read."""
+    text = str(error) if str(error).startswith(str(goal.path)) else f"{goal.journal}: {error or type(error).__name__}"
+    return Config(f"the journal of {goal.id} is damaged: {text}", hint="nothing was changed")
 
 
 def take_up(home: Home) -> None:

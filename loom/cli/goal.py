@@ -9,15 +9,15 @@ from typing import Any
 import click
 
 from loom.cli import printing, progress
-from loom.cli.following import Follower, take_up
+from loom.cli.following import Follower, damaged, take_up
 from loom.cli.groups import LazyGroup
 from loom.cli.homes import open_home
 from loom.core.goal import reduce as reducing
 from loom.core.goal.state import GoalState, SubState
-from loom.spool import goals, journal
+from loom.spool import blobs, fs, goals, journal
 from loom.spool.layout import GoalDir, Home
 from loom.wire import exits, ids
-from loom.wire.errors import Config, WorkFailed
+from loom.wire.errors import Config, NotFound, WorkFailed
 from loom.wire.event import Event
 
 ANSWER_S = 30.0
@@ -40,23 +40,26 @@ cli = LazyGroup(
 
 
 def _state(home: Home, goal: GoalDir) -> GoalState | None:
-    events = list(_events(home, goal))
-    return reducing.fold(events) if events else None
+    events = _events(home, goal)
+    try:
+        return reducing.fold(events) if events else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(goal, error) from None
 
 
 def _events(home: Home, goal: GoalDir) -> list[Event]:
     try:
         return list(goals.events(home, goal))
-    except journal.JournalDamaged as error:
-        raise Config(f"the journal of {goal.id} is damaged: {error}", hint="nothing was changed") from None
+    except (journal.JournalDamaged, blobs.BlobDamaged, fs.NotRegular, OSError, ValueError) as error:
+        raise damaged(goal, error) from None
 
 
 def _summary(home: Home, goal: GoalDir) -> dict[str, Any]:
-    spec = goals.read_spec(goal)
     try:
         state = _state(home, goal)
-    except Config as error:
-        return {"goal": goal.id, "status": "damaged", "reason": str(error), "done": 0, "subtasks": 0, "text": spec.text}
+        text = goals.read_spec(goal).text if state is None else state.spec.text
+    except (Config, NotFound) as error:
+        return {"goal": goal.id, "status": "damaged", "reason": str(error), "done": 0, "subtasks": 0, "text": ""}
     subs = state.subtasks.values() if state is not None else ()
     return {
         "goal": goal.id,
@@ -64,7 +67,7 @@ def _summary(home: Home, goal: GoalDir) -> dict[str, Any]:
         "reason": state.reason if state is not None else "",
         "done": sum(1 for s in subs if s.status == "applied"),
         "subtasks": len(subs),
-        "text": spec.text,
+        "text": text,
     }
 
 
@@ -149,7 +152,7 @@ def log(goal: str, following: bool, as_json: bool) -> int:
             for event in follower.events():
                 _show_event(event, as_json)
                 assert follower.state is not None
-                if event.seq == follower.state.seq and follower.state.quiet:
+                if event.seq == follower.state.seq and follower.is_over:
                     return exits.DONE
         finally:
             follower.close()

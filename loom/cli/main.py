@@ -66,11 +66,12 @@ class _Terminated(BaseException):
 
 
 class _Global:
-    """The options before the command."""
+    """The options before the command, and what came meanwhile."""
 
     def __init__(self) -> None:
         self.debug = False
         self.json = False
+        self.terminated = False  # SIGTERM came
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,12 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     chosen.json = "--json" in (args[: args.index("--")] if "--" in args else args)
     try:
         return _dispatch(args, chosen)
-    except KeyboardInterrupt:
-        return exits.INTERRUPTED
+    except KeyboardInterrupt:  # what a library may make of any signal
+        return exits.TERMINATED if chosen.terminated else exits.INTERRUPTED
     except _Terminated:
         return exits.TERMINATED
     except printing.OutputClosed:
-        printing.drop_stdout()
         return exits.DONE
     except LoomError as error:
         return _ended(error, chosen)
@@ -117,7 +117,7 @@ def _dispatch(args: list[str], chosen: _Global) -> int:
 
         hint = nearest(name, COMMANDS) or "see: loom help"
         raise Usage(f"there is no command {name!r}", hint=hint)
-    return _run(name, rest[1:])
+    return _run(name, rest[1:], chosen)
 
 
 def _global_options(args: list[str], chosen: _Global) -> list[str]:
@@ -157,14 +157,18 @@ def help_text() -> str:
     return "\n".join(parts)
 
 
-def _run(name: str, args: list[str]) -> int:
+def _run(name: str, args: list[str], chosen: _Global) -> int:
     import signal
 
     import click
 
     from loom.cli.groups import load
 
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    def on_sigterm(signum: int, frame: object) -> NoReturn:
+        chosen.terminated = True
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, on_sigterm)
     command = load(COMMANDS[name][0])
     # make_context and invoke are what click's main() does, without its own ideas about errors and broken pipes.
     try:
@@ -184,10 +188,6 @@ def _usage(error: Any) -> Usage:
     text = " ".join(error.format_message().split()).rstrip(".")
     path = error.ctx.command_path if error.ctx is not None else "loom"
     return Usage(text[:1].lower() + text[1:], hint=f"see: {path} --help")
-
-
-def _on_sigterm(signum: int, frame: object) -> NoReturn:
-    raise _Terminated
 
 
 def _ended(error: LoomError, chosen: _Global, cause: BaseException | None = None) -> int:
@@ -215,7 +215,7 @@ def _last_line(told: dict[str, Any]) -> None:
     try:
         printing.json_line({"event": "error", "error": told})
     except (OSError, printing.OutputClosed):
-        printing.drop_stdout()  # it was said on stderr
+        pass  # it was said on stderr
 
 
 def _traceback(error: BaseException) -> None:

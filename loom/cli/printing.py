@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
-
-from loom.wire.jsontext import dumps
 
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 _level = NORMAL
@@ -63,8 +62,11 @@ def write(text: str) -> None:
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise OutputClosed from None
+    except OSError as error:
+        drop_stdout()  # or the interpreter would try once more at its end
+        if error.errno == errno.EPIPE:
+            raise OutputClosed from None
+        raise
 
 
 def line(text: str = "") -> None:
@@ -74,10 +76,12 @@ def line(text: str = "") -> None:
 
 def json_line(value: dict[str, Any]) -> None:
     """One JSON object on a line of stdout."""
+    from loom.wire.jsontext import dumps  # here, because help and version need no JSON
+
     line(dumps(value).decode())
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Columns as wide as their widest cell; nothing but the head when there are no rows."""
     cells = [head, *[tuple(" ".join(plain(cell).split()) for cell in row) for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]

@@ -82,8 +82,11 @@ def _goal_text(goal: str | None, goal_file: str | None) -> str:
     if goal is not None and goal_file is not None:
         raise BadInput("the goal is given twice: as an argument and with --file")
     try:
-        if goal_file == "-" or (goal is None and goal_file is None and not sys.stdin.isatty()):
-            data = sys.stdin.buffer.read(MAX_GOAL_BYTES + 1)
+        stdin = sys.stdin  # None when it is closed
+        if stdin is not None and (goal_file == "-" or (goal is None and goal_file is None and not stdin.isatty())):
+            data = stdin.buffer.read(MAX_GOAL_BYTES + 1)
+        elif goal_file == "-":
+            data = b""
         elif goal_file is not None:
             data = fs.read(Path(goal_file), MAX_GOAL_BYTES)
         else:
@@ -186,7 +189,7 @@ def follow(home: Home, directory: GoalDir, as_json: bool) -> int:
             elif (text := progress.describe(follower.state, event)) is not None:
                 printing.note(f"  {text}")
             # The last event of a batch decides: a landing that was asked for follows the completion at once.
-            if event.seq == follower.state.seq and _is_over(follower):
+            if event.seq == follower.state.seq and follower.is_over:
                 return _finish(follower, directory, as_json)
     except KeyboardInterrupt:
         _pause(home, directory)
@@ -195,13 +198,6 @@ def follow(home: Home, directory: GoalDir, as_json: bool) -> int:
     finally:
         follower.close()
     raise AssertionError("a follower does not end by itself")
-
-
-def _is_over(follower: Follower) -> bool:
-    state = follower.state
-    assert state is not None
-    landing_to_come = state.status == "completed" and state.spec.land and state.landing == "" and state.spec.source
-    return state.quiet and not landing_to_come
 
 
 def _finish(follower: Follower, directory: GoalDir, as_json: bool) -> int:

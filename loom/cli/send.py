@@ -79,7 +79,7 @@ def cli(
     except mailbox.Conflict as error:
         raise BadInput(str(error), hint="choose another --name") from None
     if agent_state.is_served(agent):
-        wake_up(home, name)
+        wake_up(home, agent)
     elif not wait:
         printing.note(agent_state.why_unserved(agent))
     if wait:
@@ -125,7 +125,7 @@ def _send_lines(home: Home, agent: AgentDir, body: str, thread: str, as_json: bo
         if not as_json:
             printing.write("".join(f"{stem}\n" for stem in stems[start : start + _BATCH]))
     if agent_state.is_served(agent):
-        wake_up(home, agent.name)
+        wake_up(home, agent)
     else:
         printing.note(agent_state.why_unserved(agent))
     if as_json:
@@ -133,15 +133,13 @@ def _send_lines(home: Home, agent: AgentDir, body: str, thread: str, as_json: bo
     return exits.DONE
 
 
-def wake_up(home: Home, name: str) -> None:
+def wake_up(home: Home, agent: AgentDir) -> None:
     """Somebody must serve an agent that is wanted: a supervisor is started when none runs."""
-    if locks.is_held(home.supervisor_lock):
-        wake.ring_agent(home.wake, name)
-        return
-    from loom.cli.ensure import ensure_supervisor
+    if agents.read_want(agent) in ("up", "demand") and not locks.is_held(home.supervisor_lock):
+        from loom.cli.ensure import ensure_supervisor
 
-    ensure_supervisor(home)
-    wake.ring_agent(home.wake, name)
+        ensure_supervisor(home)
+    wake.ring_agent(home.wake, agent.name)
 
 
 def _print_reply(home: Home, agent: AgentDir, stem: str, attempt: int, timeout: float | None, as_json: bool) -> int:

@@ -1,7 +1,7 @@
 """Deterministic checks of what an executor left (verification level 1, docs/goals.md section 3).
 
-Enters: the subtask, the list of changes, the deliverables' bytes. Leaves: one record a check. Judges the end state
-only. Stays out: files, processes; the keeper reads the tree (loom/daemons/keeper.py).
+Enters: the subtask, the list of changes, a way to a deliverable's bytes. Leaves: one record a check. Judges the end
+state only. Stays out: files, processes; the keeper reads the tree (loom/daemons/keeper.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import io
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,11 @@ _PROTECTED = re.compile(
     re.IGNORECASE,
 )
 PROTECTED = "protected"
+_MAY_BE_EMPTY = ("__init__.py", "py.typed", ".gitkeep", ".keep")  # below a deliverable that is a directory
 MAX_FINDINGS = 20
+MAX_SHOWN = 300
+MAX_DOTS = 500
+MAX_READ_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,41 +44,49 @@ class Check:
     detail: str = ""
 
 
+Read = Callable[[str], bytes | None]
+
+
 def check_all(
-    subtask: Subtask, changed: Sequence[str], files: Mapping[str, bytes | None], kept: bool = False
+    subtask: Subtask, changed: Collection[str], paths: Sequence[str], read: Read, kept: bool = False
 ) -> list[Check]:
     """Every check of a subtask's result.
 
     changed  paths that differ from the tree the attempt began with
-    files    each deliverable's bytes (None: not there); for a directory, of every file below it
+    paths    the files of the tree that a deliverable covers
+    read     a file's first MAX_READ_BYTES; None when it is no regular file
     kept     an earlier attempt of this subtask was applied already: its deliverables need not change again
+
+    Of a deliverable that is a directory only what changed is judged: the rest is not this subtask's work.
     """
     checks: list[Check] = []
-    for path in subtask.deliverables:
-        checks.extend(_deliverable(path, files, changed, kept))
+    changed = dict.fromkeys(changed)
+    judged: dict[str, None] = {}
+    for deliverable in subtask.deliverables:
+        found = [p for p in paths if covers(deliverable, p)]
+        checks.extend(_deliverable(deliverable, bool(found), changed, kept))
+        judged.update(dict.fromkeys(p for p in found if p == deliverable or p in changed))
     checks.extend(_stray(subtask, changed))
-    checks.extend(_protected(changed))
-    for path, data in sorted(files.items()):
-        if data is not None:
-            checks.extend(_content(path, data))
+    for path in sorted(judged):
+        data = read(path)
+        if data is None:
+            checks.append(Check("exists", path, False, "not a regular file"))
+        else:
+            checks.extend(_content(path, data, path in subtask.deliverables))
     return checks
 
 
-def _deliverable(path: str, files: Mapping[str, bytes | None], changed: Sequence[str], kept: bool) -> list[Check]:
-    found = {p: data for p, data in files.items() if covers(path, p) and data is not None}
-    if not found:
+def _deliverable(path: str, exists: bool, changed: Collection[str], kept: bool) -> list[Check]:
+    if not exists:
         return [Check("exists", path, False, "the deliverable is missing")]
     checks = [Check("exists", path, True)]
     if not kept:
         touched = any(covers(path, p) for p in changed)
         checks.append(Check("changed", path, touched, "" if touched else "the deliverable was not changed"))
-    for name, data in sorted(found.items()):
-        empty = not data.strip()
-        checks.append(Check("not-empty", name, not empty, "the file is empty" if empty else ""))
     return checks
 
 
-def _stray(subtask: Subtask, changed: Sequence[str]) -> list[Check]:
+def _stray(subtask: Subtask, changed: Collection[str]) -> list[Check]:
     stray = [p for p in changed if not any(covers(d, p) for d in subtask.deliverables)]
     if not stray:
         return [Check("inside-deliverables", "", True)]
@@ -89,8 +102,11 @@ def _protected(changed: Sequence[str]) -> list[Check]:
     ]
 
 
-def _content(path: str, data: bytes) -> list[Check]:
-    checks = []
+def _content(path: str, data: bytes, named: bool) -> list[Check]:
+    empty = not data.strip()
+    if empty and not named and path.rpartition("/")[2] in _MAY_BE_EMPTY:
+        return []
+    checks = [Check("not-empty", path, not empty, "the file is empty" if empty else "")]
     fault = parse_fault(path, data)
     if fault is not None:
         checks.append(Check("parses", path, not fault, fault))
@@ -102,9 +118,9 @@ def _content(path: str, data: bytes) -> list[Check]:
 
 
 def parse_fault(path: str, data: bytes) -> str | None:
-    """What is wrong with a file of a kind we can parse, '' when nothing is, None for other kinds."""
-    parser = _PARSERS.get(path.rpartition(".")[2].lower())
-    if parser is None:
+    """What is wrong with a file of a kind we can parse, '' when nothing is, None for other kinds and large ones."""
+    parser, limit = _PARSERS.get(path.rpartition("/")[2].rpartition(".")[2].lower(), (None, 0))
+    if parser is None or len(data) > limit:
         return None
     try:
         text = data.decode("utf-8")
@@ -112,14 +128,16 @@ def parse_fault(path: str, data: bytes) -> str | None:
         return f"not UTF-8 at byte {error.start}"
     try:
         return parser(text)
-    except RecursionError:
+    except (RecursionError, MemoryError):  # MemoryError is what Python's own parser says of deep nesting
         return "nested too deeply"
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _python(text: str) -> str:
-    compile(text, "<deliverable>", "exec", dont_inherit=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the deliverable, not of ours
+        compile(text, "<deliverable>", "exec", dont_inherit=True)
     return ""
 
 
@@ -128,7 +146,10 @@ def _json(text: str) -> str:
     return ""
 
 
-def _toml(text: str) -> str:
+def _toml(text: str) -> str | None:
+    # The parser's memory grows with the square of a dotted key's length: a megabyte of `a.a.a` takes terabytes.
+    if any(line.count(".") > MAX_DOTS for line in text.split("\n")):
+        return None
     tomllib.loads(text)
     return ""
 
@@ -146,6 +167,7 @@ def _yaml(text: str) -> str:
 
 def _csv(text: str) -> str:
     width = 0
+    usual = csv.field_size_limit(MAX_READ_BYTES)
     try:
         for number, row in enumerate(csv.reader(io.StringIO(text), strict=True), 1):
             if row and width and len(row) != width:
@@ -153,10 +175,30 @@ def _csv(text: str) -> str:
             width = width or len(row)
     except csv.Error as error:
         return str(error)
+    finally:
+        csv.field_size_limit(usual)
     return ""
 
 
-_PARSERS = {"py": _python, "json": _json, "toml": _toml, "yaml": _yaml, "yml": _yaml, "csv": _csv}
+# By suffix, with the size up to which parsing takes seconds at most.
+_PARSERS: dict[str, tuple[Callable[[str], str | None], int]] = {
+    "py": (_python, 2 << 20),
+    "json": (_json, MAX_READ_BYTES - 1),
+    "toml": (_toml, 1 << 20),
+    "yaml": (_yaml, 256 << 10),
+    "yml": (_yaml, 256 << 10),
+    "csv": (_csv, MAX_READ_BYTES - 1),
+}
+
+
+def shown(checks: Sequence[Check]) -> list[Check]:
+    """As many as one message can carry, those that failed first; a last one counts the others."""
+    if len(checks) <= MAX_SHOWN:
+        return list(checks)
+    ordered = sorted(checks, key=lambda c: c.passed)
+    rest = ordered[MAX_SHOWN:]
+    failed = sum(1 for c in rest if not c.passed)
+    return [*ordered[:MAX_SHOWN], Check("more", "", not failed, f"{len(rest)} more checks, {failed} of them failed")]
 
 
 def findings(checks: Sequence[Check]) -> list[dict[str, str]]:

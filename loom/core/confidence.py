@@ -22,5 +22,5 @@ def confidence(
 
 def signature(text: str) -> str:
     """A failure with its digits and paths collapsed: two alike in a row are no progress."""
-    collapsed = re.sub(r"\S*/\S*", "/", text)
-    return re.sub(r"\d+", "#", " ".join(collapsed.split()))[:180]
+    collapsed = " ".join("/" if "/" in word else word for word in text.split())
+    return re.sub(r"\d+", "#", collapsed)[:180]

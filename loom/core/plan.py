@@ -14,13 +14,18 @@ from loom.wire.plan import Plan, Subtask
 def refusals(plan: Plan, limit: int, finished: Mapping[str, Subtask] = {}) -> list[str]:
     """Why this plan cannot be accepted; empty when it can.
 
-    finished  applied subtasks of the plan before: they may be named as dependencies without being repeated
+    finished  applied subtasks of the plan before: they stay as they are, so what the plan says of them is not looked
+              at, and they may be named as dependencies without being repeated
     """
-    reasons: list[str] = []
+    if len(plan.subtasks) > limit + len(finished):
+        return [f"the plan has {len(plan.subtasks)} subtasks, the limit is {limit}"]
+    reasons = _duplicates(plan)
+    plan = fresh(plan, finished)
+    if not plan.subtasks:
+        reasons.append("every subtask of the plan is finished: it holds no other way for those that failed")
     if len(plan.subtasks) > limit:
         reasons.append(f"the plan has {len(plan.subtasks)} subtasks, the limit is {limit}")
     known = {s.id for s in plan.subtasks} | finished.keys()
-    reasons.extend(_duplicates(plan))
     for s in plan.subtasks:
         for other in s.depends_on:
             if other == s.id:
@@ -35,6 +40,11 @@ def refusals(plan: Plan, limit: int, finished: Mapping[str, Subtask] = {}) -> li
     return reasons
 
 
+def fresh(plan: Plan, finished: Mapping[str, Subtask]) -> Plan:
+    """The plan without the subtasks that are finished: a planner may repeat them, nothing follows from it."""
+    return replace(plan, subtasks=tuple(s for s in plan.subtasks if s.id not in finished))
+
+
 def _duplicates(plan: Plan) -> list[str]:
     seen: set[str] = set()
     twice = [s.id for s in plan.subtasks if s.id in seen or seen.add(s.id)]  # type: ignore[func-returns-value]
@@ -42,16 +52,27 @@ def _duplicates(plan: Plan) -> list[str]:
 
 
 def _shared_deliverables(plan: Plan, finished: Mapping[str, Subtask]) -> list[str]:
-    own = {s.id for s in plan.subtasks}
-    owners: dict[str, str] = {d: name for name, s in finished.items() if name not in own for d in s.deliverables}
     reasons = []
-    for s in plan.subtasks:
+    owners: dict[str, str] = {}  # by path
+    below: dict[str, set[str]] = {}  # by directory: the owners of what lies below it
+    for s in (*finished.values(), *plan.subtasks):
         for path in s.deliverables:
-            rival = next((o for p, o in owners.items() if o != s.id and overlaps(p, path)), None)
-            if rival is not None:
+            name = path.rstrip("/")
+            above = _directories(name)
+            rivals = [owners.get(name), *(owners.get(p) for p in above), *sorted(below.get(name, ()))[:2]]
+            rival = next((r for r in rivals if r is not None and r != s.id), None)
+            if rival is not None and s.id not in finished:
                 reasons.append(f"deliverable {path} belongs to {rival} and to {s.id}")
-            owners[path] = s.id
+            owners.setdefault(name, s.id)
+            for directory in above:
+                below.setdefault(directory, set()).add(s.id)
     return reasons
+
+
+def _directories(path: str) -> list[str]:
+    """The directories a path lies in, the innermost last."""
+    parts = path.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
 
 
 def _synthesis(plan: Plan) -> list[str]:
@@ -59,15 +80,15 @@ def _synthesis(plan: Plan) -> list[str]:
     reasons = [f"more than one synthesis: {', '.join(names)}"] if len(names) > 1 else []
     for s in plan.subtasks:
         for other in s.depends_on:
-            if other in names:
+            if other in names and other != s.id:
                 reasons.append(f"subtask {s.id} depends on the synthesis {other}, which must come last")
     return reasons
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Whether two deliverables could be the same file; one that ends in '/' is all below it."""
+    """Whether two deliverables cannot be two things: the same path, or one below the other."""
     a, b = one.rstrip("/"), other.rstrip("/")
-    return a == b or (one.endswith("/") and b.startswith(f"{a}/")) or (other.endswith("/") and a.startswith(f"{b}/"))
+    return a == b or b.startswith(f"{a}/") or a.startswith(f"{b}/")
 
 
 def covers(deliverable: str, path: str) -> bool:
@@ -100,9 +121,9 @@ def find_cycle(edges: Mapping[str, Collection[str]]) -> list[str]:
     return []
 
 
-def with_synthesis_last(plan: Plan) -> Plan:
-    """The synthesis depends on every other subtask, whether the planner said so or not."""
-    names = [s.id for s in plan.subtasks if not s.synthesis]
+def with_synthesis_last(plan: Plan, finished: Mapping[str, Subtask] = {}) -> Plan:
+    """The synthesis depends on every other subtask, finished ones too, whether the planner said so or not."""
+    names = [*(n for n, s in finished.items() if not s.synthesis), *(s.id for s in plan.subtasks if not s.synthesis)]
     return replace(
         plan,
         subtasks=tuple(

@@ -170,6 +170,11 @@ def due_s(w: Wanted, s: Seen, limits: Limits) -> float | None:
     return None if s.ready else s.started_s + limits.ready_s
 
 
+def restarting(w: Wanted, s: Seen) -> bool:
+    """Whether somebody asked for the agent while its present process ran: its end is then the start of the next."""
+    return s.running and w.asked != s.asked and w.want in ("up", "demand")
+
+
 def _given_up(w: Wanted, s: Seen) -> bool:
     return w.want in ("up", "demand") and not s.parked and len(s.crashes) >= w.restart.limit
 
@@ -279,8 +284,8 @@ def exited(
     if s.term_s is not None:
         return replace(_anew(rest), start_after_s=now_s, last="stopped")
     kind = kind_of(exit_, failed_message)
-    if w.asked != s.asked and w.want in ("up", "demand"):
-        return _anew(rest)  # asked for while it was leaving
+    if restarting(w, s):
+        return _anew(rest)
     if kind == "config":
         return replace(
             rest, parked="config", last=""

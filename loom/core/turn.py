@@ -82,7 +82,7 @@ def decide(
         if call.id not in last.results:
             return _call(call, last, tools)
     if not last.reply.calls:
-        return _finish(steps, last, last.reply)
+        return _finish(steps, last, last.reply, max_steps)
     if _no_progress(steps):
         return Stop("no_progress", f"the same tool calls failed {_SAME_FAILURES} times in a row")
     if len(steps) >= max_steps:
@@ -109,7 +109,7 @@ def _unknown_tool(name: str, tools: Mapping[str, ToolSpec]) -> str:
     return f"there is no tool named {ascii(name)[:80]}; {known}"
 
 
-def _finish(steps: Sequence[Step], last: Step, reply: ChatReply) -> Action:
+def _finish(steps: Sequence[Step], last: Step, reply: ChatReply, max_steps: int) -> Action:
     if reply.stop == "length":
         return Stop("cut_off", "the answer was cut off at the model's output limit")
     if reply.stop == "refusal":
@@ -117,7 +117,7 @@ def _finish(steps: Sequence[Step], last: Step, reply: ChatReply) -> Action:
     if reply.text.strip():
         return Answer(reply.text)
     nudged = any(m.role == "user" and m.text == _EMPTY_NUDGE for m in last.request.messages)
-    if nudged or len(steps) >= MAX_STEPS:
+    if nudged or len(steps) >= max_steps:
         return Stop("empty_answer", "the model answered nothing, also when asked again")
     messages = (*last.request.messages, ChatMessage("user", _EMPTY_NUDGE))
     return Ask(replace(last.request, messages=messages), recorded=False)
@@ -153,9 +153,14 @@ def _failures(step: Step) -> list[tuple[str, bytes]] | None:
 def tidy(reply: ChatReply, step: int) -> ChatReply:
     """The reply with call ids that are present and unique within it: models forget and repeat them."""
     seen: set[str] = set()
+    said = {call.id for call in reply.calls}
     calls = []
     for number, call in enumerate(reply.calls):
-        unique = call.id if call.id and call.id not in seen else f"call-{step}-{number}"
+        unique = call.id
+        if not unique or unique in seen:
+            unique = f"call-{step}-{number}"
+            while unique in said:  # another call of this reply may bear that very name
+                unique += "-"
         seen.add(unique)
         calls.append(replace(call, id=unique))
     return replace(reply, calls=tuple(calls)) if reply.calls else reply

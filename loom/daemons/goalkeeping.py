@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from loom.core.goal import check as checking
@@ -44,10 +45,21 @@ Free = Callable[[], Mapping[str, Sequence[str]]]
 
 
 class Goal:
-    """The writer of one goal's journal. Opening it folds the journal and publishes unreported orders again."""
+    """The writer of one goal's journal. Opening it folds the journal and publishes unreported orders again.
 
-    def __init__(self, home: Home, directory: GoalDir, actor: Actor) -> None:
+    clock_ns and draw (so many random bytes) are arguments so that a test can repeat a run to the byte.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        directory: GoalDir,
+        actor: Actor,
+        clock_ns: Callable[[], int] = time.time_ns,
+        draw: Callable[[int], bytes] = os.urandom,
+    ) -> None:
         self.home, self.dir, self.actor = home, directory, actor
+        self._clock_ns, self._draw = clock_ns, draw
         self.journal = Journal(directory.journal, home.blobs, home.head(directory.id))
         self._effects: list[Callable[[], None]] = []
         try:
@@ -55,7 +67,8 @@ class Goal:
             self._saved = self.state.seq
             self.commit()
             for order in self.state.open_orders():
-                self._deliver(order)
+                if not self.state.ended or order.kind == "land":  # nobody waits for the others any longer
+                    self._deliver(order)
         except BaseException:
             self.journal.close()
             raise
@@ -108,7 +121,7 @@ class Goal:
                     refusal = {"type": "control", "reasons": [str(error)], "asked": True}
                     self._append("invariant.refused", refusal, cause=cause)
                 else:
-                    data = {"by": str(raw.get("by", "")), **raw.get("args", {})}
+                    data = {**raw.get("args", {}), "by": str(raw.get("by", ""))}
                     self._propose(_CONTROL_EVENTS[raw["verb"]], data, cause=cause, asked=True)
             self._effects.append(lambda path=path: _remove(path))  # type: ignore[misc]
 
@@ -117,7 +130,7 @@ class Goal:
     def advance(self, free: Free) -> None:
         """Decide and carry out until there is nothing to decide; then everything is durable and has taken effect."""
         for _ in range(MAX_ROUNDS):
-            decisions = deciding.decide(self.state, time.time_ns() // 1000, free())
+            decisions = deciding.decide(self.state, self._clock_ns() // 1000, free())
             if not decisions:
                 break
             for decision in decisions:
@@ -146,6 +159,8 @@ class Goal:
         if self.state.quiet:
             self.journal.note_head()
             fs.hint(goals.ended_marker(self.dir), self.state.status)
+            if goals.controls(self.dir):  # dropped after we had looked: the marker would hide it
+                fs.remove(goals.ended_marker(self.dir))
 
     def close(self) -> None:
         self.journal.close()
@@ -168,8 +183,8 @@ class Goal:
 
     def _dispatch(self, decision: Dispatch) -> None:
         """An order is an event first: the message's bytes are a blob, the event names it, then it is delivered."""
-        now_ms = time.time_ns() // 1_000_000
-        stem = ids.message_stem(now_ms, os.urandom(10))
+        now_ms = self._clock_ns() // 1_000_000
+        stem = ids.message_stem(now_ms, self._draw(10))
         deadline_ms = now_ms + int(self.state.spec.limits.order_timeout_s * 1000)
         data: dict[str, Any] = {
             "role": decision.role,
@@ -182,7 +197,7 @@ class Goal:
         }
         try:
             raw = message_wire.encode(self._message(decision, stem, now_ms, deadline_ms))
-        except ValueError as error:
+        except (ValueError, FileNotFoundError, blobs.BlobDamaged) as error:
             refusal = {"type": "order.dispatched", "reasons": [str(error)], "asked": False, "subtask": decision.subtask}
             self._append("invariant.refused", refusal)
             return
@@ -260,6 +275,7 @@ def _report(order: OrderState, message: Message) -> dict[str, Any]:
     times: dict[str, Any] = {k: data.pop(k) for k in ("began_us", "ended_us") if k in data}
     data.pop("actor", None)
     usage = data.pop("usage", None)
+    usage = usage if isinstance(usage, dict) else None
     if message.error:
         error = {
             "type": data.get("error_type", "error"),
@@ -267,6 +283,9 @@ def _report(order: OrderState, message: Message) -> dict[str, Any]:
             "exit_status": data.get("exit_status"),
         }
         return {"order": order.name, "ok": False, "data": None, "error": error, **times}
+    if fault := order_wire.report_fault(order.kind, data):
+        error = {"type": "bad_report", "message": f"the report cannot be used: {fault}", "exit_status": None}
+        return {"order": order.name, "ok": False, "data": None, "error": error, "usage": usage, **times}
     return {"order": order.name, "ok": True, "data": data, "error": None, "usage": usage, **times}
 
 
@@ -277,5 +296,9 @@ def _actor(agent: str, message: Message) -> dict[str, Any]:
     return {"agent": agent, "pid": said.get("pid"), "start": said.get("start")}
 
 
-def _remove(path: Any) -> None:
-    fs.remove(path)
+def _remove(path: Path) -> None:
+    """Take a control file away; a directory of that name, whose refusal is journaled, may stay."""
+    try:
+        fs.remove(path)
+    except (IsADirectoryError, PermissionError):
+        pass

@@ -26,8 +26,10 @@ from loom.wire import ids
 from loom.wire import order as orders
 from loom.wire.errors import BadInput, WorkFailed
 from loom.wire.jsontext import dumps, loads_object
+from loom.wire.plan import is_workspace_path
 
 MAX_LISTED = 2_000
+MAX_LISTED_BYTES = 300_000
 MAX_DIFF_BYTES = 200_000
 _BEGIN = "manifest.json"
 
@@ -66,17 +68,18 @@ class KeeperWorker:
             fs.remove_tree(building)
             source = str(payload["source"])
             if source:
-                trees.copy(Path(source), building)
+                trees.copy(Path(source), building, without=self.agent.home.path)
             else:
                 fs.ensure_dir(building)
             fs.sync_tree(building)
             fs.calls.rename_noreplace(str(building), str(goal.workspace))
             fs.calls.fsync_dir(str(goal.path))
         manifest = trees.scan(goal.workspace)
-        listed = [[path, e.size] for path, e in manifest.items() if e.mode != trees.LINK]
+        # A name that no plan could say is not shown to those who make plans.
+        listed = [[p, e.size] for p, e in manifest.items() if e.mode != trees.LINK and is_workspace_path(p)]
         return {
             "base": self._put({"files": trees.manifest_to_json(manifest)}),
-            "files": self._put({"files": listed[:MAX_LISTED], "total": len(listed)}),
+            "files": self._put({"files": _shown(listed), "total": len(listed)}),
         }
 
     def prepare(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,13 +106,17 @@ class KeeperWorker:
         now = trees.scan(tree)
         changes = trees.compare(began, now)
         trees.store(self.agent.home.blobs, goal.workspace, tree, changes)
-        files: dict[str, bytes | None] = {
-            path: trees.read_file(tree, path) for path in now if any(covers(d, path) for d in spec.deliverables)
-        }
-        found = checks.check_all(spec, [c.path for c in changes], files, payload["kept"])
+        paths = [p for p, e in now.items() if e.mode != trees.LINK and any(covers(d, p) for d in spec.deliverables)]
+        found = checks.check_all(
+            spec,
+            [c.path for c in changes],
+            paths,
+            lambda path: trees.read_file(tree, path, checks.MAX_READ_BYTES),
+            payload["kept"],
+        )
         result = {
             "passed": all(c.passed for c in found),
-            "checks": [checks.to_json(c) for c in found],
+            "checks": [checks.to_json(c) for c in checks.shown(found)],
             "findings": checks.findings(found),
         }
         diff = unified(changes, self.agent.home.blobs)
@@ -134,7 +141,7 @@ class KeeperWorker:
             raise WorkFailed(f"the workspace {source} is gone")
         base = trees.manifest_from_json(self._get(payload["base"])["files"])
         result = trees.scan(goal.workspace)
-        changes = [c for c in trees.compare(base, result) if c.before != c.after]
+        changes = [c for c in trees.compare(base, result) if c.before != c.after or _is_other_kind(c)]
         trees.store(self.agent.home.blobs, source, goal.workspace, changes)
         applied = trees.apply(source, changes, self.agent.home.blobs, goal.id, goals.read_spec(goal).umask)
         written = [] if applied.conflicts else [c.path for c in changes]
@@ -145,6 +152,22 @@ class KeeperWorker:
 
     def _get(self, digest: str) -> dict[str, Any]:
         return loads_object(blobs.get(self.agent.home.blobs, digest))
+
+
+def _shown(listed: Sequence[list[Any]]) -> list[list[Any]]:
+    """As many files, from the first on, as one order can carry."""
+    shown: list[list[Any]] = []
+    size = 0
+    for path, size_bytes in listed[:MAX_LISTED]:
+        size += len(path.encode()) + 40
+        if size > MAX_LISTED_BYTES:
+            break
+        shown.append([path, size_bytes])
+    return shown
+
+
+def _is_other_kind(change: Change) -> bool:
+    return (change.mode_before == trees.LINK) != (change.mode_after == trees.LINK)
 
 
 def unified(changes: Sequence[Change], blob_dir: Path) -> str:
@@ -163,8 +186,9 @@ def unified(changes: Sequence[Change], blob_dir: Path) -> str:
 
 def _one_diff(change: Change, blob_dir: Path) -> str:
     old, new = _lines(change.before, blob_dir), _lines(change.after, blob_dir)
-    before = f"a/{change.path}" if change.before else os.devnull
-    after = f"b/{change.path}" if change.after else os.devnull
+    path = change.path if change.path.isprintable() else ascii(change.path)[1:-1]  # a name may hold line breaks
+    before = f"a/{path}" if change.before else os.devnull
+    after = f"b/{path}" if change.after else os.devnull
     if old is None or new is None:
         return f"--- {before}\n+++ {after}\n[not text or too long]\n"
     lines = difflib.unified_diff(old, new, before, after, n=3)

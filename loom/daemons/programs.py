@@ -80,7 +80,7 @@ def _is_python(path: Path) -> bool:
 
 
 def main(name: str, argv: Sequence[str]) -> int:
-    """The command line of a shipped runner, `runner AGENT_DIR [--drain]`: serve until told to leave; the exit status."""
+    """The command line of a shipped runner, `runner AGENT_DIR [--drain]`: serve until told to leave; exit status."""
     places = [arg for arg in argv if arg != "--drain"]
     if len(places) != 1 or places[0].startswith("-"):
         print(f"usage: {name} AGENT_DIR [--drain]", file=sys.stderr)

@@ -6,16 +6,18 @@ It looks at every outbox when it starts and every 30 s, and in between only wher
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loom.core import routing
 from loom.daemons import service
 from loom.daemons.goalkeeping import Goal
 from loom.daemons.service import Agent
-from loom.spool import agents, blobs, config, fs, goals, journal, mailbox, wake, watch
+from loom.spool import agents, config, fs, goals, journal, mailbox, wake, watch
 from loom.spool.layout import AgentDir
 from loom.spool.locks import Incarnation
 from loom.wire import agent as agent_wire
@@ -27,6 +29,10 @@ from loom.wire.jsontext import Malformed, loads_object
 from loom.wire.message import Message, Unreadable
 
 SWEEP_S = 30.0
+# What the files of one goal can be the reason of: missing, something else under the name, not ours.
+_OF_ONE_GOAL = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESPIPE, errno.EACCES, errno.EPERM)
+)
 BY_ORDER = "by-order"  # pool agents have no model of their own: it comes with each order
 
 
@@ -36,9 +42,10 @@ def serve_router(agent_dir: Path, drain: bool = False) -> int:
 
 
 class Router:
-    """One per home: it holds the lock of the agent `router`."""
+    """One per home: it holds the lock of the agent `router`. `make_goal` lets a test give goals their clock."""
 
-    def __init__(self, agent: Agent, me: Incarnation) -> None:
+    def __init__(self, agent: Agent, me: Incarnation, make_goal: Callable[..., Goal] = Goal) -> None:
+        self._make_goal = make_goal
         self.agent, self.home = agent, agent.home
         self.actor = {"agent": agent.dir.name, "pid": me.pid, "start": me.start}
         self.pools = self._make_pools()
@@ -49,9 +56,11 @@ class Router:
         self.watch: watch.Watch | None = None
         self.watched: set[str] = set()
         self._changed: set[str] = set()  # agents whose outbox has changed
+        self._asked: set[str] = set()  # goals in whose control/ something has arrived
         self._next_sweep_s = 0.0
         try:
             self.watch = watch.Watch()
+            self.watch.add(self.home.goals, watch.ARRIVALS, self.home.goals)
         except OSError as error:
             agent.log.warning("no_inotify", error=str(error), hint="the router looks every 2 seconds instead")
 
@@ -88,6 +97,8 @@ class Router:
             for event in self.watch.read():
                 if event.key is None:
                     self._next_sweep_s = 0.0  # events were lost: look everywhere
+                elif isinstance(event.key, Path):
+                    self._asked.add(event.key.name)  # new goals, and control/ of living ones, are looked at always
                 elif isinstance(event.key, str) and event.key in self.watched:
                     self._changed.add(event.key)
 
@@ -103,12 +114,17 @@ class Router:
         full = self.watch is None or time.monotonic() >= self._next_sweep_s
         if full:
             self._next_sweep_s = time.monotonic() + SWEEP_S
-        self._open_goals()
+            self.broken.clear()  # a person may have mended them meanwhile
+        self._open_goals(full)
         for name in self._outboxes(full):
             self._route_outbox(self.home.agent(name))
         for name, goal in list(self.goals.items()):
-            goal.take_controls()
-            goal.advance(self._free)
+            try:
+                goal.take_controls()
+                goal.advance(self._free)
+            except Exception as error:
+                self._set_aside(name, error)
+                continue
             if goal.state.quiet:
                 goal.close()
                 del self.goals[name]
@@ -130,18 +146,46 @@ class Router:
                         self.agent.log.warning("not_watched", name=name, error=str(error))
         return names
 
-    def _open_goals(self) -> None:
+    def _open_goals(self, full: bool) -> None:
+        self._call_back(goals.names(self.home) if full else sorted(self._asked))
+        self._asked.clear()
         for name in goals.live(self.home):
             if name in self.goals or name in self.broken:
                 continue
             try:
-                self.goals[name] = Goal(self.home, self.home.goal(name), self.actor)
+                self.goals[name] = self._make_goal(self.home, self.home.goal(name), self.actor)
                 self.agent.log.info("goal_opened", goal=name, seq=self.goals[name].state.seq)
-            except (journal.JournalDamaged, blobs.BlobDamaged, Config, Malformed, ValueError) as error:
-                self.broken.add(name)  # one damaged goal does not stop the others; it is looked at after a restart
-                self.agent.log.error("goal_damaged", goal=name, error=str(error))
             except journal.JournalBusy as error:
                 self.agent.log.error("goal_busy", goal=name, error=str(error))
+                continue
+            except Exception as error:
+                self._set_aside(name, error)
+                continue
+            if self.watch is not None:
+                try:
+                    self.watch.add(self.home.goal(name).control, watch.ARRIVALS, self.home.goal(name).path)
+                except OSError as error:
+                    self.agent.log.warning("not_watched", name=name, error=str(error))
+
+    def _call_back(self, names: Sequence[str]) -> None:
+        """Goals that have ended and are asked for something all the same: their marker would hide them."""
+        for name in names:
+            if goals.is_over(self.home, name) and goals.controls(self.home.goal(name)):
+                fs.remove(goals.ended_marker(self.home.goal(name)))
+
+    def _set_aside(self, name: str, error: Exception) -> None:
+        """One goal that is damaged does not stop the others; it is tried again with the next look everywhere.
+
+        Raises the error when it is none of this goal: no space, no descriptors, an I/O error.
+        """
+        if isinstance(error, OSError) and error.errno not in _OF_ONE_GOAL:
+            raise error
+        goal = self.goals.pop(name, None)
+        if goal is not None:
+            goal.close()
+        self.broken.add(name)
+        trace = "".join(traceback.format_exception(error))
+        self.agent.log.error("goal_damaged", goal=name, error=str(error) or type(error).__name__, traceback=trace)
 
     def _free(self) -> Mapping[str, Sequence[str]]:
         """Pool agents without an order of any goal, by role."""
@@ -181,8 +225,8 @@ class Router:
     def _report(self, box: AgentDir, stem: str, message: Message) -> None:
         goal = self.goals.get(message.goal)
         if goal is None:
-            if message.goal in self.broken:
-                return  # kept until a person has looked at the goal
+            if message.goal in self.broken or goals.is_live(self.home, message.goal):
+                return  # damaged or held by another process: kept until the goal can be opened
             self.agent.log.warning("stale_reply", reply=stem, goal=message.goal, hint="the goal has ended")
             mailbox.mark_sent(box, stem)
             return

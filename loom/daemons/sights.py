@@ -11,7 +11,10 @@ from pathlib import Path
 from loom.spool import watch
 from loom.spool.layout import AgentDir, Home
 
-_DECIDING = ("want", "agent.json", "prompt.md")
+_HERE = Home(Path())
+_AGENT = _HERE.agent("a")
+_DECIDING = (_AGENT.want.name, _AGENT.spec.name, _AGENT.prompt.name)
+_SETTINGS = (_HERE.config.name, _HERE.secrets.name)
 _AGENTS, _HOME, _SECRETS = ("agents", ""), ("home", ""), ("secrets", "")
 
 
@@ -99,9 +102,9 @@ class Sights:
         elif kind == "agent":
             if name in _DECIDING:
                 news.changed.add(agent)
-            elif name == "inbox":
+            elif name == _AGENT.inbox.name:
                 news.everywhere = True
-        elif kind == "secrets" or name in ("config.yml", "secrets"):
+        elif kind == "secrets" or name in _SETTINGS:
             news.settings = True
 
     def close(self) -> None:

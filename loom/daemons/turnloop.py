@@ -12,7 +12,7 @@ from typing import Any
 
 from loom.core import turn as core
 from loom.models.base import Model
-from loom.proc.stopping import OutOfTime, Stopping
+from loom.proc.stopping import OutOfTime, Stopping, Unwanted
 from loom.spool.logs import Log
 from loom.spool.turns import Turn
 from loom.wire.chat import ChatReply, ChatRequest, TextDelta, ToolCall, ToolSpec, Usage, usage_to_json
@@ -50,21 +50,23 @@ def run(
     emit: Emit = lambda event: None,
     streaming: bool = False,
     deadline_ms: int | None = None,
-    abandoned: Callable[[], bool] = lambda: False,
+    abandoned: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Go on with a turn until it has an answer.
 
     emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage", …} as things happen
-    abandoned  whether nobody waits for the answer any longer; asked before each step
+    abandoned  whether nobody waits for the answer any longer; asked before each step, and while a model is at it
     streaming  text is shown as it comes, so a request that broke after its first words is not sent again
     Raises LoomError when there will be no answer, proc.stopping.Leaving when asked to leave (all is recorded),
     OSError when the disk refuses.
     """
     try:
-        with stopping.limit(None if deadline_ms is None else deadline_ms / 1000 - time.time()):
-            return _run(turn, first, model, tools, stopping, log, emit, streaming, deadline_ms, abandoned)
+        with stopping.limit(None if deadline_ms is None else deadline_ms / 1000 - time.time(), abandoned):
+            return _run(turn, first, model, tools, stopping, log, emit, streaming, deadline_ms)
     except OutOfTime:
         raise Deadline("the deadline has passed", hint="what was done is recorded") from None
+    except Unwanted:
+        raise WorkFailed("nobody waits for the answer any longer", kind="abandoned") from None
 
 
 def _run(
@@ -77,14 +79,11 @@ def _run(
     emit: Emit,
     streaming: bool,
     deadline_ms: int | None,
-    abandoned: Callable[[], bool],
 ) -> Outcome:
     while True:
         action = core.decide(turn.steps, first, tools.specs)
         if not isinstance(action, core.Answer | core.Stop):  # what is decided already needs no more time
             stopping.check()
-            if abandoned():
-                raise WorkFailed("nobody waits for the answer any longer", kind="abandoned")
         match action:
             case core.Ask(request, recorded):
                 if not recorded:

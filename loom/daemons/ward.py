@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -234,7 +235,7 @@ class Ward:
         finished = agents.finished_mark(charge.agent) != process.mark
         draw = random.random()
         charge.seen = core.exited(wanted, before, exit_, now, draw, finished=finished, failed_message=failed)
-        kind = "stopped" if before.term_s is not None else core.kind_of(exit_, failed)
+        kind = "stopped" if _was_sent_away(wanted, before, exit_) else core.kind_of(exit_, failed)
         self._loop.say("info", "exited", agent=charge.name, pid=process.pid, exit=exit_text(exit_), kind=kind)
         charge.show_ended(process, exit_)
         if kind in ("crash", "config"):
@@ -245,6 +246,13 @@ class Ward:
     def _fail_bad_message(self, charge: Charge) -> bool:
         text = f"{charge.name} refused this message (exit status {exits.BAD_INPUT})"
         return bool(charge.fail_claimed("bad_input", text, f"see {charge.agent.stderr}"))
+
+
+def _was_sent_away(wanted: core.Wanted, seen: core.Seen, exit_: core.Exit) -> bool:
+    """By us, or by whoever asked for it anew and then ended it: `loom agent restart`."""
+    return seen.term_s is not None or (
+        core.restarting(wanted, seen) and exit_.signal in (signal.SIGTERM, signal.SIGKILL)
+    )
 
 
 def _is_there(path: Path) -> bool:

@@ -32,6 +32,7 @@ READY_FD = 3
 ALONE_FD = 4
 _HIGH_FD = 64  # descriptors are moved up here before they take their places below
 _SYS_CLOSE_RANGE = 436
+_RESET = sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _BASE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -186,7 +187,7 @@ def _place_descriptors(stderr: int, ready: int, alone: int, *, inheritable: bool
 
 def _reset_signals(*, forked: bool) -> None:
     signal.set_wakeup_fd(-1)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    for number in _RESET:
         # An interpreter ignores these two and gets errors instead; a forked runner is an interpreter.
         ignored = forked and number in (signal.SIGPIPE, signal.SIGXFSZ)
         try:

@@ -10,6 +10,7 @@ grandchild that outlives its runner is our child and can be found and reaped.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -158,11 +159,11 @@ def _wait_for(fds: Iterable[int]) -> None:
 # -- being the one whom orphans come to -------------------------------------------------------------------------
 
 
-def _prctl(option: int, argument: object) -> None:
-    import ctypes
+_libc = ctypes.CDLL(None, use_errno=True)  # opened once, before any fork
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, argument, 0, 0, 0) != 0:
+
+def _prctl(option: int, argument: object) -> None:
+    if _libc.prctl(option, argument, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

@@ -1,73 +1,96 @@
 """Finding the JSON object in what a model says: in fences, between prose, one of two, or with small faults.
 
-Pure text in, data out; a model's answer is data and nothing in it is followed.
+Pure text in, data out; a model's answer is data and nothing in it is followed. The work is bounded, whatever the
+text: each brace is looked at a few times, and only so many characters are parsed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from loom.wire.jsontext import Malformed, loads_object
 
-_FENCE = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
-_TRAILING_COMMA = re.compile(r",(\s*[}\]])")
+_FENCE = re.compile(r"```[a-zA-Z0-9_-]*+[ \t]*+\n(.*?)(?:\n[ \t]*+```|\Z)", re.DOTALL)
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
+_BRACE = re.compile(rf"[{{}}]|{_STRING}", re.DOTALL)
+_PART = re.compile(rf"{_STRING}|//[^\n]*+|[^\W\d]\w*+", re.DOTALL)
+_COMMA = re.compile(rf"{_STRING}|,(?=\s*[}}\]])", re.DOTALL)
 _WORDS = {"True": "true", "False": "false", "None": "null"}
+_RAW = str.maketrans({"\n": "\\n", "\t": "\\t", "\r": "\\r"})
 _MAX_CHARS = 2 << 20
-_MAX_CANDIDATES = 200
+_MAX_DEPTH = 40  # it travels on in a message and an event, which have a limit of their own
+_MAX_BRACES = 400_000
+_MAX_PARSED = 8 << 20
+
+
+@dataclass(slots=True)
+class _Left:
+    """What may still be spent on one text."""
+
+    braces: int = _MAX_BRACES
+    chars: int = _MAX_PARSED
 
 
 def json_object(text: str, key: str) -> dict[str, Any] | None:
     """The object that has `key`: the first in a fence, else the first in the text; None when there is none."""
+    return next(json_objects(text, key), None)
+
+
+def json_objects(text: str, key: str) -> Iterator[dict[str, Any]]:
+    """Every object that has `key` and lies in no other: those in fences first, then all of the text once more."""
     text = text[:_MAX_CHARS]
-    for place in (*_FENCE.findall(text), text):
-        for candidate in _objects(place):
-            found = _parse(candidate)
-            if found is not None and key in found:
-                return found
-    return None
+    left = _Left()
+    for fence in _FENCE.finditer(text):
+        yield from _objects(fence[1], key, left)
+    yield from _objects(text, key, left)
 
 
-def _objects(text: str) -> Iterator[str]:
-    """Balanced `{…}` stretches, outermost first, from left to right; what is never closed is tried as it stands."""
-    start = text.find("{")
-    for _ in range(_MAX_CANDIDATES):
-        if start < 0:
-            return
-        end = _closing(text, start)
-        yield text[start:end]
-        # An object that was not the one wanted may hold or precede it: go on behind its first brace if it is prose.
-        start = text.find("{", end if _parse(text[start:end]) is not None else start + 1)
+def _objects(text: str, key: str, left: _Left) -> Iterator[dict[str, Any]]:
+    start = text.find("{") if key in text else -1
+    while start >= 0:
+        end, depth = _closing(text, start, left)
+        if text.find(key, start, end) < 0:
+            start = text.find("{", end)  # neither this one nor anything in it
+            continue
+        found = _parse(text[start:end], left) if depth <= _MAX_DEPTH else None
+        if found is not None and key in found:
+            yield found
+        # Prose with a brace in it may hold the object or precede it: go on behind that brace.
+        start = text.find("{", end if found is not None else start + 1)
 
 
-def _closing(text: str, start: int) -> int:
-    depth = 0
-    in_string = escaped = False
-    for at in range(start, len(text)):
-        char = text[at]
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-        elif char == '"':
-            in_string = True
-        elif char == "{":
+def _closing(text: str, start: int, left: _Left) -> tuple[int, int]:
+    """Where the object that begins here ends, and how deep its braces go; one that is never closed ends the text."""
+    depth = deepest = 0
+    for token in _BRACE.finditer(text, start):
+        left.braces -= 1
+        if left.braces < 0:
+            break
+        char = text[token.start()]
+        if char == "{":
             depth += 1
+            deepest = max(deepest, depth)
         elif char == "}":
             depth -= 1
             if depth == 0:
-                return at + 1
-    return len(text)
+                return token.end(), deepest
+    return len(text), deepest
 
 
-def _parse(candidate: str) -> dict[str, Any] | None:
-    for text in (candidate, _mended(candidate)):
+def _parse(candidate: str, left: _Left) -> dict[str, Any] | None:
+    candidate = candidate.rstrip()
+    if not candidate.endswith("}") or left.braces < 0:
+        return None
+    for mend in (False, True):
+        left.chars -= len(candidate)
+        if left.chars < 0:
+            return None
         try:
-            return loads_object(text.encode("utf-8", "replace"))
+            text = _mended(candidate) if mend else candidate
+            return loads_object(text.encode("utf-8", "replace"), _MAX_DEPTH)
         except Malformed:
             continue
     return None
@@ -75,37 +98,11 @@ def _parse(candidate: str) -> dict[str, Any] | None:
 
 def _mended(text: str) -> str:
     """The commonest faults put right: comments, trailing commas, Python's words, raw line breaks in strings."""
-    out: list[str] = []
-    at = 0
-    in_string = False
-    while at < len(text):
-        char = text[at]
-        if in_string:
-            if char == "\\":
-                out.append(text[at : at + 2])
-                at += 2
-                continue
-            in_string = char != '"'
-            out.append({"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char, char))
-        elif char == '"':
-            in_string = True
-            out.append(char)
-        elif text.startswith("//", at):
-            at = text.find("\n", at) if "\n" in text[at:] else len(text)
-            continue
-        elif char.isalpha():
-            word = re.match(r"\w+", text[at:])
-            assert word is not None
-            out.append(_WORDS.get(word.group(), word.group()))
-            at += len(word.group())
-            continue
-        else:
-            out.append(char)
-        at += 1
-    return _without_trailing_commas("".join(out))
+    return _COMMA.sub(lambda part: "" if part[0] == "," else part[0], _PART.sub(_mended_part, text))
 
 
-def _without_trailing_commas(text: str) -> str:
-    """Strings hold commas too: only those between them are touched."""
-    parts = re.split(r'("(?:[^"\\]|\\.)*")', text)
-    return "".join(part if number % 2 else _TRAILING_COMMA.sub(r"\1", part) for number, part in enumerate(parts))
+def _mended_part(part: re.Match[str]) -> str:
+    found = part[0]
+    if found[0] == '"':
+        return found.translate(_RAW)
+    return "" if found[0] == "/" else _WORDS.get(found, found)

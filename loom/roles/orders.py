@@ -46,7 +46,7 @@ def read(order: Order, text: str) -> dict[str, Any]:
 def plan_text(payload: Mapping[str, Any]) -> str:
     """{goal, files: [[path, bytes]…], max_subtasks, refused[], replan?: {finished[], failed[]}}."""
     files = payload.get("files", [])
-    listed = [f"- `{path}` ({size} bytes)" for path, size in files[:MAX_FILES]]
+    listed = [f"- {code(path)} ({size} bytes)" for path, size in files[:MAX_FILES]]
     if len(files) > MAX_FILES:
         listed.append(f"- … and {len(files) - MAX_FILES} more")
     sections = [
@@ -57,8 +57,8 @@ def plan_text(payload: Mapping[str, Any]) -> str:
     if refused := payload.get("refused"):
         sections.append("## Refused\n" + bullets(refused))
     if replan := payload.get("replan"):
-        finished = [f"`{s['id']}`: {one_line(s['title'])}" for s in replan.get("finished", [])]
-        failed = [f"`{s['id']}`: {one_line(s['title'])}: {one_line(s['reason'])}" for s in replan.get("failed", [])]
+        finished = [f"{code(s['id'])}: {one_line(s['title'])}" for s in replan.get("finished", [])]
+        failed = [f"{code(s['id'])}: {one_line(s['title'])}: {one_line(s['reason'])}" for s in replan.get("failed", [])]
         sections.append(
             "## Replan\nFinished, keep as they are:\n"
             + (bullets(finished) or "- (none)")
@@ -115,10 +115,16 @@ SEVERITIES = ("blocker", "major", "minor")
 
 def read_verdict(text: str) -> dict[str, Any]:
     """{passed, confidence, findings, inconclusive}: what cannot be read is inconclusive, never a pass."""
-    found = extract.json_object(text, "passed")
-    if found is None or not isinstance(found.get("passed"), bool):
+    verdicts = list(extract.json_objects(text, "passed"))
+    if not verdicts or not isinstance(verdicts[0].get("passed"), bool):
         return _inconclusive("the verdict could not be read")
-    findings = [f for f in map(_finding, found.get("findings") or []) if f is not None]
+    if any(v.get("passed") is not verdicts[0]["passed"] for v in verdicts):
+        return _inconclusive("the answer holds two verdicts that disagree")  # one of them may be quoted
+    found = verdicts[0]
+    raw = found.get("findings") or []
+    if not isinstance(raw, list):
+        raw = [raw]
+    findings = [f for f in map(_finding, raw) if f is not None]
     if found.get("inconclusive") is True:
         return {**_inconclusive("the verifier could not judge"), "findings": findings}
     confidence = found.get("confidence")
@@ -157,9 +163,9 @@ def _finding(raw: object) -> dict[str, str] | None:
 
 
 def _subtask_sections(subtask: Mapping[str, Any]) -> Iterable[str]:
-    yield f"# Subtask `{subtask['id']}`: {one_line(subtask['title'])}\n\n{quoted(subtask['instruction'])}"
-    yield "## Reads\n" + (bullets(f"`{p}`" for p in subtask["reads"]) or "- (none)")
-    yield "## Deliverables\n" + (bullets(f"`{p}`" for p in subtask["deliverables"]) or "- (none)")
+    yield f"# Subtask {code(subtask['id'])}: {one_line(subtask['title'])}\n\n{quoted(subtask['instruction'])}"
+    yield "## Reads\n" + (listed(subtask["reads"]) or "- (none)")
+    yield "## Deliverables\n" + (listed(subtask["deliverables"]) or "- (none)")
     yield "## Acceptance\n" + (bullets(subtask["acceptance"]) or "- (none)")
     if subtask.get("synthesis"):
         yield "## Synthesis\nyes"
@@ -169,7 +175,7 @@ def _results(payload: Mapping[str, Any]) -> Iterable[str]:
     results = payload.get("results", [])
     if results:
         parts = [
-            f"### `{r['id']}`: {one_line(r['title'])}\n{quoted(cut(r['summary'], MAX_RESULT_CHARS))}" for r in results
+            f"### {code(r['id'])}: {one_line(r['title'])}\n{quoted(cut(r['summary'], MAX_RESULT_CHARS))}" for r in results
         ]
         yield "## Results of earlier subtasks\n" + "\n\n".join(parts)
 
@@ -191,6 +197,22 @@ def bullets(items: Iterable[str]) -> str:
     return "\n".join(f"- {one_line(item)}" for item in items)
 
 
+def listed(paths: Iterable[str]) -> str:
+    return "\n".join(f"- {code(path)}" for path in paths)
+
+
+def code(text: str) -> str:
+    """A name as it is, in more backticks than it has in a row; what cannot be shown in a line is escaped."""
+    if not text.isprintable():
+        text = ascii(text)[1:-1]
+    ticks = "`"
+    while ticks in text:
+        ticks += "`"
+    if text[:1] == "`" or text[-1:] == "`" or (text[:1] == " " == text[-1:] and text.strip()):
+        text = f" {text} "  # of a space on either side one is taken off again (CommonMark)
+    return f"{ticks}{text}{ticks}"
+
+
 def one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -200,7 +222,11 @@ def cut(text: str, limit: int) -> str:
 
 
 def fenced(text: str) -> str:
-    """In a fence longer than any in the text, so that the text cannot close it."""
+    """In a fence longer than any in the text, so that the text cannot close it, and without headings in it.
+
+    No line of a difference begins with `#`; should one do so all the same, it is moved by a space.
+    """
+    text = "\n".join(f" {line}" if line.startswith("#") else line for line in text.splitlines())
     ticks = "```"
     while ticks in text:
         ticks += "`"

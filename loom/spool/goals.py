@@ -48,7 +48,12 @@ def names(home: Home) -> list[str]:
 
 def live(home: Home) -> list[str]:
     """Ids of goals that are not marked as ended."""
-    return [n for n in names(home) if not ended_marker(home.goal(n)).exists() and home.goal(n).document.exists()]
+    return [n for n in names(home) if is_live(home, n)]
+
+
+def is_live(home: Home, name: str) -> bool:
+    """Whether there is a goal of this name that is not marked as ended."""
+    return ids.is_goal(name) and not is_over(home, name) and home.goal(name).document.exists()
 
 
 def find(home: Home, name: str) -> GoalDir:
@@ -102,7 +107,7 @@ def load_snapshot(goal: GoalDir, reducer: int, head: tuple[int, str]) -> Mapping
         if raw["reducer"] != reducer or raw["seq"] > head[0] or (raw["seq"] == head[0] and raw["head"] != head[1]):
             return None
         return raw["state"] if isinstance(raw["state"], dict) else None
-    except (OSError, fs.NotRegular, Malformed, KeyError, TypeError):
+    except (OSError, fs.NotRegular, ValueError, KeyError, TypeError):
         return None
 
 
@@ -119,12 +124,12 @@ def control(home: Home, goal: GoalDir, stem: str, verb: str, by: str, args: Mapp
 
 
 def controls(goal: GoalDir) -> list[str]:
-    """Names of control files, oldest first."""
+    """Names of control files, oldest first. A file's name is the cause of its event, so no other names count."""
     try:
         found = os.listdir(goal.control)
     except FileNotFoundError:
         return []
-    return sorted(n for n in found if n.endswith(".json") and not n.startswith("."))
+    return sorted(n for n in found if n.endswith(".json") and ids.is_stem(n.removesuffix(".json")))
 
 
 def read_control(goal: GoalDir, name: str) -> Mapping[str, Any]:
@@ -133,6 +138,8 @@ def read_control(goal: GoalDir, name: str) -> Mapping[str, Any]:
         raw = loads_object(fs.read(goal.control / name, MAX_CONTROL_BYTES))
     except (fs.NotRegular, fs.TooLarge) as error:
         raise Malformed(str(error)) from None
+    except PermissionError:
+        raise Malformed("may not be read") from None
     if raw.get("verb") not in VERBS:
         raise Malformed(f"verb {ascii(raw.get('verb'))[:40]} is not one of {', '.join(VERBS)}")
     if not isinstance(raw.get("args", {}), dict):

@@ -236,7 +236,10 @@ def resolve(event: Event, blob_dir: Path) -> Event:
     digest = event.data.get(_BLOB)
     if not isinstance(digest, str):
         return event
-    data = loads_object(blobs.get(blob_dir, digest), _BLOB_DEPTH)
+    try:
+        data = loads_object(blobs.get(blob_dir, digest), _BLOB_DEPTH)
+    except FileNotFoundError:  # not to be taken for a journal that is not there
+        raise blobs.BlobDamaged(f"the payload of record {event.seq}, blob {digest}, is missing") from None
     return Event(event.seq, event.ts, event.type, event.actor, event.cause, data, event.prev, event.hash)
 
 

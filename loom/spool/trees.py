@@ -7,9 +7,11 @@ before and after as blobs. Links are copied as links and never followed; FIFOs, 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,13 +19,13 @@ from typing import Any
 
 from loom.spool import blobs, fs
 from loom.wire.errors import BadInput, NotFound
-from loom.wire.plan import is_workspace_path
 
 SKIPPED = (".git",)
 TMP_PREFIX = ".loom-tmp-"  # what a killed write left behind, of ours and of write-file
 MAX_FILES = 50_000
 MAX_BYTES = 4 << 30
 LINK = "link"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -66,9 +68,11 @@ def changes_from_json(raw: Mapping[str, Any]) -> list[Change]:
     return [Change(**c) for c in raw["changes"]]
 
 
-def copy(source: Path, target: Path) -> Manifest:
+def copy(source: Path, target: Path, without: Path | None = None) -> Manifest:
     """Copy a tree to a directory that must not exist yet; its manifest, in path order.
 
+    The source may be somebody's who works on: what goes away meanwhile is left out. So is the directory `without`
+    and, should the target lie in the source, the target.
     Raises NotFound when there is no source, BadInput when it is larger than MAX_FILES or MAX_BYTES, OSError.
     """
     if not source.is_dir():
@@ -77,38 +81,65 @@ def copy(source: Path, target: Path) -> Manifest:
     fs.calls.mkdir(str(target), fs.DIR_MODE)
     manifest: Manifest = {}
     total = [0]
+    skipped = {_inode(os.stat(p)) for p in (target, without) if p is not None and p.is_dir()}
     fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _copy_below(fd, target, "", manifest, total)
+        _copy_below(fd, target, "", manifest, total, skipped)
     finally:
         os.close(fd)
     return dict(sorted(manifest.items()))
 
 
-def _copy_below(source: int, target: Path, prefix: str, manifest: Manifest, total: list[int]) -> None:
+_Inode = tuple[int, int]
+
+
+def _inode(found: os.stat_result) -> _Inode:
+    return found.st_dev, found.st_ino
+
+
+def _copy_below(
+    source: int, target: Path, prefix: str, manifest: Manifest, total: list[int], skipped: Collection[_Inode]
+) -> None:
     for entry in _entries(source):
         path = f"{prefix}{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            fs.calls.mkdir(str(target / path), fs.DIR_MODE)
-            below = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
-            try:
-                _copy_below(below, target, f"{path}/", manifest, total)
-            finally:
-                os.close(below)
-        elif entry.is_symlink():
-            text = os.readlink(entry.name, dir_fd=source)
-            fs.calls.symlink(text, str(target / path))
-            manifest[path] = _link_entry(text)
-        elif entry.is_file(follow_symlinks=False):
-            fd = os.open(entry.name, _READ, dir_fd=source)
-            try:
-                found = os.fstat(fd)
-                _count(manifest, total, found.st_size)
-                mode = stat.S_IMODE(found.st_mode) & 0o777
-                digest = fs.copy_file(fd, target / path, mode | 0o600)
-            finally:
-                os.close(fd)
-            manifest[path] = Entry(digest, mode | 0o600, found.st_size)
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                below = os.open(entry.name, _DIRECTORY, dir_fd=source)
+                try:
+                    if _inode(os.fstat(below)) not in skipped:
+                        fs.calls.mkdir(str(target / path), fs.DIR_MODE)
+                        _copy_below(below, target, f"{path}/", manifest, total, skipped)
+                finally:
+                    os.close(below)
+            elif entry.is_symlink():
+                text = os.readlink(entry.name, dir_fd=source)
+                _count(manifest, total, len(text))
+                fs.calls.symlink(text, str(target / path))
+                manifest[path] = _link_entry(text)
+            elif entry.is_file(follow_symlinks=False):
+                fd = os.open(entry.name, _READ, dir_fd=source)
+                try:
+                    manifest[path] = _copy_one(fd, target / path, manifest, total)
+                finally:
+                    os.close(fd)
+        except FileNotFoundError:
+            if _is_there(entry.name, source):
+                raise
+
+
+def _copy_one(fd: int, target: Path, manifest: Manifest, total: list[int]) -> Entry:
+    found = os.fstat(fd)
+    _count(manifest, total, found.st_size)
+    mode = (stat.S_IMODE(found.st_mode) & 0o777) | 0o600
+    return Entry(fs.copy_file(fd, target, mode), mode, found.st_size)
+
+
+def _is_there(name: str, directory: int) -> bool:
+    try:
+        os.lstat(name, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _entries(directory: int) -> list[os.DirEntry[str]]:
@@ -156,7 +187,7 @@ def _scan_below(directory: int, prefix: str, manifest: Manifest) -> None:
     for entry in _entries(directory):
         path = f"{prefix}{entry.name}"
         if entry.is_dir(follow_symlinks=False):
-            below = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            below = os.open(entry.name, _DIRECTORY, dir_fd=directory)
             try:
                 _scan_below(below, f"{path}/", manifest)
             finally:
@@ -198,27 +229,34 @@ def compare(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> list[Cha
     return changes
 
 
-def read_file(root: Path, path: str) -> bytes | None:
-    """The bytes of a regular file of a tree, no link followed on the way; None when there is none."""
-    if not is_workspace_path(path):
+def read_file(root: Path, path: str, limit: int | None = None) -> bytes | None:
+    """The bytes of a regular file of a tree, at most `limit`, no link followed on the way; None when there is none."""
+    if not _is_inside(path):
         return None
     try:
         fd = _open_below(root, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno in (40, 6):  # ELOOP, ENXIO: a link or a socket has the name
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link or a socket has the name
             return None
         raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
         chunks = []
-        while chunk := os.read(fd, 1 << 20):
+        left = sys.maxsize if limit is None else limit
+        while left and (chunk := os.read(fd, min(1 << 20, left))):
             chunks.append(chunk)
+            left -= len(chunk)
         return b"".join(chunks)
     finally:
         os.close(fd)
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path names something below the root. It may be odd otherwise: trees hold what names people give."""
+    return "\0" not in path and all(part not in ("", ".", "..") for part in path.split("/"))
 
 
 def _open_below(root: Path, path: str) -> int:
@@ -227,7 +265,7 @@ def _open_below(root: Path, path: str) -> int:
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for parent in parents:
-            below = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            below = os.open(parent, _DIRECTORY, dir_fd=directory)
             os.close(directory)
             directory = below
         return os.open(name, _READ, dir_fd=directory)
@@ -256,12 +294,18 @@ def _parents(path: str) -> list[str]:
 
 
 def store(blob_dir: Path, before: Path, after: Path, changes: Sequence[Change]) -> None:
-    """Keep the bytes before and after each change as blobs."""
+    """Keep the bytes before and after each change as blobs.
+
+    Raises BadInput when the tree `after` is no longer what the changes say: somebody is still writing in it.
+    """
     for change in changes:
-        for root, digest in ((before, change.before), (after, change.after)):
-            found = content(root, change.path) if digest is not None else None
-            if found is not None:
-                blobs.put(blob_dir, found[0])
+        found = content(before, change.path) if change.before is not None else None
+        if found is not None:
+            blobs.put(blob_dir, found[0])
+        if change.after is not None:
+            found = content(after, change.path)
+            if found is None or blobs.put(blob_dir, found[0]) != change.after:
+                raise BadInput(f"{change.path} changed while it was inspected", kind="tree_changed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,49 +323,94 @@ def apply(root: Path, changes: Sequence[Change], blob_dir: Path, tag: str, umask
     temporary files, so that applying again after a crash removes them. With a `umask`, the tree is a person's: an
     existing file keeps its mode, a new one gets what that umask leaves.
     """
+    deleted = {c.path for c in changes if c.after is None}
     todo: list[Change] = []
     conflicts: list[str] = []
     for change in changes:
-        now = _digest(root, change.path)
-        if now == change.after:
+        now = _state(root, change.path)
+        if _is_same(now, change.after, change.mode_after, umask is None):
             continue
-        if now != change.before or _blocked(root, change.path):
+        if not _is_same(now, change.before, change.mode_before, False) or _is_blocked(root, change, deleted):
             conflicts.append(change.path)
         else:
             todo.append(change)
     if conflicts:
         return Applied((), tuple(conflicts))
+    # Deletions first: what was a file may become a directory, and the reverse. Those that a killed process had done
+    # already are looked at again for the directories they left empty.
+    paths = {c.path for c in todo}
+    for change in changes:
+        if change.after is None:
+            if change.path in paths:
+                fs.remove(root / change.path)
+            _prune(root, change.path)
     for change in todo:
-        _apply_one(root, change, blob_dir, tag, umask)
+        if change.after is not None:
+            _write(root, change, change.after, blob_dir, tag, umask)
     if todo:
         fs.sync_tree(root)
     return Applied(tuple(c.path for c in todo), ())
 
 
-def _digest(root: Path, path: str) -> str | None:
+def _state(root: Path, path: str) -> tuple[str, int | str] | None:
+    """(digest, mode) of what lies under a path; None when nothing does."""
     found = content(root, path)
-    return None if found is None else sha256(found[0]).hexdigest()
+    return None if found is None else (sha256(found[0]).hexdigest(), found[1])
 
 
-def _blocked(root: Path, path: str) -> bool:
-    """Whether something that is no directory stands where a parent directory is needed, or a directory in the place."""
-    for parent in _parents(path):
+def _is_same(now: tuple[str, int | str] | None, digest: str | None, mode: int | str | None, exactly: bool) -> bool:
+    """Whether this is the file or link meant; `exactly`: with the same permissions."""
+    if now is None or digest is None:
+        return now is None and digest is None
+    return now[0] == digest and (now[1] == mode if exactly else (now[1] == LINK) == (mode == LINK))
+
+
+def _is_blocked(root: Path, change: Change, deleted: Collection[str]) -> bool:
+    """Whether something stands in the place, or where a parent directory is needed, that the changes do not take away.
+
+    A directory in the place may be there when it holds nothing but directories and what is deleted.
+    """
+    for parent in _parents(change.path):
         full = root / parent
         if os.path.lexists(full) and (full.is_symlink() or not full.is_dir()):
-            return True
-    return (root / path).is_dir() and not (root / path).is_symlink()
+            return parent not in deleted or content(root, parent) is None
+    full = root / change.path
+    if change.after is None or full.is_symlink() or not full.is_dir():
+        return os.path.lexists(full) and content(root, change.path) is None
+    return not all(path in deleted for path in _everything_below(full, change.path))
 
 
-def _apply_one(root: Path, change: Change, blob_dir: Path, tag: str, umask: int | None) -> None:
+def _everything_below(directory: Path, prefix: str) -> Iterator[str]:
+    """The path of everything below a directory that is neither a directory nor what a killed write left behind."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            path = f"{prefix}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _everything_below(Path(entry.path), path)
+            elif not entry.name.startswith(TMP_PREFIX):
+                yield path
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove a directory of directories. OSError when there is anything else in it after all."""
+    with os.scandir(directory) as entries:
+        found = list(entries)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            _remove_empty(Path(entry.path))
+        elif entry.name.startswith(TMP_PREFIX):
+            fs.remove(Path(entry.path))
+    fs.calls.rmdir(str(directory))
+
+
+def _write(root: Path, change: Change, digest: str, blob_dir: Path, tag: str, umask: int | None) -> None:
     target = root / change.path
-    if change.after is None:
-        fs.remove(target)
-        _prune(root, change.path)
-        return
     for parent in _parents(change.path):
         if not (root / parent).is_dir():
             fs.make_dir(root / parent, fs.DIR_MODE if umask is None else 0o777 & ~umask)
-    data = blobs.get(blob_dir, change.after)
+    if target.is_dir() and not target.is_symlink():
+        _remove_empty(target)
+    data = blobs.get(blob_dir, digest)
     temporary = target.with_name(f"{TMP_PREFIX}{tag}-{sha256(change.path.encode()).hexdigest()[:12]}")
     if change.mode_after == LINK:
         fs.remove(temporary)
@@ -332,14 +421,20 @@ def _apply_one(root: Path, change: Change, blob_dir: Path, tag: str, umask: int 
     mode = change.mode_after
     if umask is not None:
         wide = 0o777 if mode & 0o100 else 0o666
-        mode = stat.S_IMODE(target.stat().st_mode) & 0o777 if target.exists() else wide & ~umask
+        found = content(root, change.path)
+        mode = found[1] if found is not None and isinstance(found[1], int) else wide & ~umask
     fs.exchange_file(target, data, mode, temporary)
 
 
 def _prune(root: Path, path: str) -> None:
     """Remove directories that a deletion left empty."""
-    for parent in reversed(_parents(path)):
+    parents = _parents(path)
+    if any((root / p).is_symlink() for p in parents):
+        return
+    for parent in reversed(parents):
         try:
             fs.calls.rmdir(str(root / parent))
+        except FileNotFoundError:
+            continue
         except OSError:
             return

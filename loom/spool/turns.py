@@ -104,6 +104,8 @@ class Turn:
             digest = blobs.put(self._blobs, line)
             record = {"t": record["t"], "step": record["step"], "blob": digest}
         self._file.append(record)
+        if record["t"] != "open":
+            self._since_open += 1
         if sync:
             self._file.sync()
 

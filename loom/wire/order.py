@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,3 +62,86 @@ def decode(kind: str, data: Mapping[str, Any]) -> Order:
     if not all(isinstance(t, str) for t in texts.values()):
         raise BadInput(f"the order {kind!r} has a field of the wrong type", kind="bad_order")
     return Order(kind, texts["model"], tuple(tools), texts["workspace"], texts["cwd"] or ".", payload)
+
+
+def report_fault(kind: str, data: Mapping[str, Any]) -> str:
+    """What a report's data lack that whoever ordered relies on; empty when nothing does.
+
+    A report comes from another process, of another version perhaps: what is missing is that order's failure and
+    nobody else's.
+    """
+    if kind == "execute" and data.get("status") == "blocked":
+        return "" if isinstance(data.get("reason"), str) else "field 'reason' is missing or not a string"
+    for name, (what, fits, needed) in _REPORTS.get(kind, {}).items():
+        if (needed or name in data) and not fits(data.get(name)):
+            return f"field {name!r} is missing or not {what}"
+    if kind == "plan" and "plan" not in data and "unusable" not in data:
+        return "there is no plan and no reason why"
+    return ""
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_Field = tuple[str, Callable[[Any], bool], bool]
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_str(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _are_findings(value: Any) -> bool:
+    names = ("severity", "where", "what", "evidence")
+    return isinstance(value, list) and all(isinstance(v, dict) and all(_is_str(v.get(n)) for n in names) for v in value)
+
+
+def _are_checks(value: Any) -> bool:
+    names = ("name", "where", "detail")
+    return isinstance(value, list) and all(
+        isinstance(v, dict) and _is_bool(v.get("passed")) and all(_is_str(v.get(n)) for n in names) for v in value
+    )
+
+
+_BLOB: _Field = ("the name of a blob", _is_digest, True)
+_PATHS: _Field = ("a list of strings", _are_strings, True)
+_REPORTS: dict[str, dict[str, _Field]] = {
+    "execute": {
+        "summary": ("a string", _is_str, False),
+        "failed_calls": ("a count", _is_count, False),
+    },
+    "verify": {
+        "passed": ("true or false", _is_bool, True),
+        "confidence": ("a number from 0 to 1", _is_share, False),
+        "findings": ("a list of findings", _are_findings, False),
+        "inconclusive": ("true or false", _is_bool, False),
+        "why": ("a string", _is_str, False),
+    },
+    "snapshot": {"base": _BLOB, "files": _BLOB},
+    "inspect": {
+        "passed": ("true or false", _is_bool, True),
+        "checks": ("a list of checks", _are_checks, True),
+        "findings": ("a list of findings", _are_findings, True),
+        "changes": _BLOB,
+        "diff": _BLOB,
+    },
+    "apply": {"conflicts": _PATHS},
+    "land": {"conflicts": _PATHS, "written": _PATHS},
+}

@@ -86,6 +86,8 @@ def _subtask(raw: object, number: int, faults: list[str]) -> Subtask | None:
     if not isinstance(instruction, str) or not instruction.strip():
         faults.append(f"subtask {name}: `instruction` is missing")
         return None
+    if raw.get("gate"):
+        faults.append(f"subtask {name}: `gate` is not available in this version")
     title = raw.get("title")
     lists = {f: _strings(raw, f, name, faults) for f in ("depends_on", "acceptance", "deliverables", "reads")}
     for field in ("deliverables", "reads"):
@@ -95,7 +97,7 @@ def _subtask(raw: object, number: int, faults: list[str]) -> Subtask | None:
         title=title if isinstance(title, str) and title.strip() else instruction.strip().splitlines()[0][:80],
         instruction=instruction,
         tier=_whole(raw, "tier", 1, 3, 1, name, faults),
-        level=_whole(raw, "level", 1, 3, 2, name, faults),
+        level=_whole(raw, "level", 1, 2, 2, name, faults),
         critical=raw.get("critical") is True,
         synthesis=raw.get("synthesis") is True,
         **lists,
@@ -116,6 +118,8 @@ def _strings(raw: Mapping[str, Any], field: str, name: str, faults: list[str]) -
 
 def _path(path: str, name: str, field: str, faults: list[str]) -> str:
     clean = path[2:] if path.startswith("./") else path
+    if clean.endswith("//"):
+        clean = f"{clean.rstrip('/')}/"
     if not is_workspace_path(clean):
         faults.append(f"subtask {name}: {field} {ascii(path)[:120]} is not a path inside the workspace")
     return clean
@@ -123,7 +127,7 @@ def _path(path: str, name: str, field: str, faults: list[str]) -> str:
 
 def is_workspace_path(path: str) -> bool:
     """Whether this is a plain relative path that stays inside: no `..`, no `.git`, no control characters."""
-    parts = path.rstrip("/").split("/")
+    parts = path.removesuffix("/").split("/")
     return (
         0 < len(path) <= 1000
         and not path.startswith("/")

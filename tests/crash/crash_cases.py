@@ -463,7 +463,15 @@ def _journal_whole(root: Path) -> None:
     assert journal.audit(root / "goals" / "g" / "journal.ndjson", root / "blobs", root / "heads" / "g") == []
 
 
-journal_case = Case("journal", _journal_setup, _write_journal, _write_journal, _journal_whole, _journal_readable)
+journal_case = Case(
+    "journal",
+    _journal_setup,
+    _write_journal,
+    _write_journal,
+    _journal_whole,
+    _journal_readable,
+    rival=_write_journal,
+)
 
 _VALUES = ["first\n" * 100, "second\n" * 5, "third\n" * 300]
 

@@ -27,7 +27,6 @@ import os
 import random
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,7 +34,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from support import BUG, ENVIRONMENT, Ended, forked
+from support import BUG, ENVIRONMENT, Ended, forked, scratch
 
 from loom.spool import fs
 
@@ -209,13 +208,6 @@ def undisturbed() -> Iterator[None]:
         fs.calls = before
 
 
-def scratch() -> Path:
-    """A new directory on the fastest file system there is: a killed process loses nothing that tmpfs would lose."""
-    shm = Path("/dev/shm")
-    base = shm if shm.is_dir() and os.access(shm, os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="loom-crash-", dir=base))
-
-
 def points_of(log: list[tuple[str, str]], *, kills: bool, errors: tuple[str, ...], rival: bool) -> list[Point]:
     """Every way of disturbing a workflow that makes these calls."""
     found: list[Point] = []
@@ -300,9 +292,7 @@ def explore(
     return report
 
 
-def _plan(
-    case: Case, report: Report, prepared: Path, room: Path, kills: bool, errors: tuple[str, ...]
-) -> list[Point]:
+def _plan(case: Case, report: Report, prepared: Path, room: Path, kills: bool, errors: tuple[str, ...]) -> list[Point]:
     """Run the case undisturbed, twice: it must be right by itself, and its calls must repeat."""
     logs = []
     for _ in range(2):

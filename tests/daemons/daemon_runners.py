@@ -75,3 +75,15 @@ def serve_listener(agent_dir: Path, drain: bool = False) -> int:
             with (agent_dir / "starts").open("a") as file:
                 file.write("rung\n")
     return _wait(agent_dir)
+
+
+def serve_deaf(agent_dir: Path, drain: bool = False) -> int:
+    """Does not leave when it is told to."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lock = locks.acquire(agent_dir / "lock")
+    assert lock is not None
+    with lock:
+        lock.sign(locks.own_incarnation())
+        os.write(int(os.environ["LOOM_READY_FD"]), b"\n")
+        signal.sigwait([signal.SIGUSR1])
+    return USR1_STATUS

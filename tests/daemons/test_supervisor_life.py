@@ -11,7 +11,9 @@ import pytest
 from support import wait_until
 from world import AT_ONCE, READY, TABLE, World, is_alive, pid_of, records, starts, status
 
-from loom.spool import agents, fs
+from loom.cli import ensure
+from loom.daemons.programs import RUNNERS
+from loom.spool import agents, fs, mailbox, wake
 from loom.wire.agent import Restart
 
 SLEEP = f"echo $$ >>$1/starts\n{READY}exec sleep 1000\n"
@@ -120,9 +122,8 @@ def test_78_waits_until_a_person_changes_something(world: World, how: str) -> No
 
 def test_too_many_crashes_are_death_with_a_failure_reply(world: World) -> None:
     """Waiting messages stay; who waits for the claimed one gets an answer; asking brings it back with n = 0."""
-    script = "echo $$ >>$1/starts; mv $1/inbox/*1.msg $1/inbox/.in-progress 2>/dev/null; test -e $1/live && exec sleep 1000; exit 3"
+    script = "echo $$ >>$1/starts; mv $1/inbox/*.msg $1/inbox/.in-progress/ 2>/dev/null; exit 3"
     agent = world.agent("a", script, restart=Restart(base_s=0, limit=3))
-    (agent.path / "script").write_text(script.replace("*1.msg", "*.msg"))
     claimed = world.send(agent)
     world.start()
     status(agent, "dead")
@@ -132,7 +133,6 @@ def test_too_many_crashes_are_death_with_a_failure_reply(world: World) -> None:
     assert b'"error":true' in reply.read_bytes() and claimed.encode() in reply.read_bytes()
     assert [p.name for p in agent.failed.glob("*.msg")] == [f"{claimed}.msg"]
     waiting = world.send(agent)
-    (agent.path / "live").touch()
     (agent.path / "script").write_text("echo $$ >>$1/starts; exec sleep 1000")
     agents.write_want(agent, "up")
     wait_until(lambda: len(starts(agent)) == 4)
@@ -249,14 +249,42 @@ def test_asking_for_what_runs_leaves_it_alone_unless_it_changed(world: World) ->
     assert not is_alive(int(first))
 
 
-def test_asking_and_then_ending_the_process_is_a_restart(world: World) -> None:
-    """What `loom agent restart` does: `want` anew, then SIGTERM; policy and backoff do not matter then."""
-    agent = world.agent("a", SLEEP, restart=Restart(policy="never", base_s=300))
+@pytest.mark.parametrize("runner", ["forked-quiet", "forked-deaf"])
+def test_a_restart_is_asking_and_then_ending_the_process(world: World, runner: str) -> None:
+    """Policy and backoff do not matter then, and it is no crash."""
+    agent = world.agent("a", runner=runner, restart=Restart(policy="never", base_s=300))
+    world.start(table={**TABLE, "forked-deaf": "daemon_runners:serve_deaf"}, grace_s=0.1)
+    first = pid_of(agent)
+    assert ensure.restart_runner(agent, grace_s=0.2)
+    assert not is_alive(first)
+    assert wait_until(lambda: (pid := pid_of(agent)) != first and pid)
+    assert records(agent) == []
+
+
+def test_a_restart_brings_back_a_dead_agent(world: World) -> None:
+    agent = world.agent("a", SLEEP, want="down")
+    agents.write_want(agent, "dead")
     world.start()
-    status(agent, "idle")
-    agents.write_want(agent, "up")
-    os.kill(int(starts(agent)[0]), signal.SIGTERM)
-    wait_until(lambda: len(starts(agent)) == 2)
+    status(agent, "dead")
+    assert not ensure.restart_runner(agent)
+    wait_until(lambda: starts(agent))
+
+
+def test_a_real_runner_answers_and_a_killed_one_goes_on(world: World) -> None:
+    """With the table as it is shipped: the plain agent and the router, forked."""
+    agent = world.agent("a", runner="agent", restart=AT_ONCE)
+    fs.replace(agent.spec, agent.spec.read_bytes().replace(b'"builtin"', b'"builtin/echo"'))
+    world.start(table=RUNNERS)
+    stem = world.send(agent, "hello")
+    wake.ring_agent(world.home.wake, "a")
+    wait_until(lambda: agent.processed(stem).exists())
+    first = pid_of(agent)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: pid_of(agent) != first)
+    stem = world.send(agent, "again")
+    wait_until(lambda: agent.processed(stem).exists())
+    reply = mailbox.find_reply(agent, "a", stem, 0)
+    assert reply is not None and "again" in reply.body
 
 
 def test_a_second_supervisor_leaves_with_75_and_names_the_first(world: World) -> None:
@@ -295,16 +323,12 @@ def test_a_forked_runner_is_born_with_what_it_should_have_and_nothing_else(world
 
 def test_an_executed_runner_is_born_with_the_same(world: World) -> None:
     world.env["SOME_API_KEY"] = "secret"
-    agent = world.agent(
-        "a", f"env >$1/report; for f in /proc/$$/fd/*; do echo fd $f; done >>$1/report\n{READY}sleep 1000"
-    )
+    agent = world.agent("a", f"env >$1/report; ls /proc/self/fd >$1/fds; {READY}exec sleep 1000")
     world.start()
     status(agent, "idle")
     report = (agent.path / "report").read_text()
     assert "SOME_API_KEY" not in report
-    descriptors = [line.rpartition("/")[2] for line in report.splitlines() if line.startswith("fd ")]
-    # dash keeps its script on 10
-    assert [d for d in descriptors if d != "10"] == ["0", "1", "2", "3", "4"]
+    assert (agent.path / "fds").read_text().split() == ["0", "1", "2", "3", "4", "5"]  # 5 is the listing itself
 
 
 def test_a_bug_in_a_forked_runner_keeps_its_traceback(world: World) -> None:
@@ -323,6 +347,35 @@ def test_orphans_of_a_living_runner_are_reaped(world: World) -> None:
     world.start()
     orphan = int(wait_until(lambda: (p := agent.path / "orphan").exists() and p.read_text()))
     wait_until(lambda: not Path(f"/proc/{orphan}").exists())
+
+
+def test_words_written_in_place_are_obeyed_too(world: World) -> None:
+    agent = world.agent("a", SLEEP)
+    world.start()
+    status(agent, "idle")
+    for word, seen in (("down", "stopped"), ("up", "idle"), ("nonsense", "stopped")):
+        agent.want.write_text(f"{word}\n")
+        status(agent, seen)
+    assert agent.want.read_text() == "nonsense\n"
+
+
+def test_without_inotify_it_looks_by_itself(world: World) -> None:
+    world.start(blind=True)
+    agent = world.agent("a", SLEEP)
+    wait_until(lambda: starts(agent))
+
+
+def test_trouble_with_one_agent_s_files_does_not_stop_the_others(world: World) -> None:
+    agent = world.agent("a", SLEEP)
+    logs = agent.logs.rename(agent.path / "away")
+    agent.logs.touch()  # neither its log nor its stderr can be opened
+    world.start()
+    wait_until(lambda: starts(world.agent("good", SLEEP)))
+    assert starts(agent) == []
+    agent.logs.unlink()
+    logs.rename(agent.logs)
+    agents.write_want(agent, "up")  # without asking it is tried again after some seconds
+    wait_until(lambda: starts(agent))
 
 
 def test_crash_records_are_bounded(world: World) -> None:

@@ -42,6 +42,11 @@ from loom.daemons.supervisor import Settings, Supervisor
 from loom.spool.home import open_home
 from loom.wire.errors import LoomError
 given = json.loads(sys.argv[1])
+if given["blind"]:
+    from loom.spool import watch
+    def refuse(self):
+        raise OSError(24, "no inotify instances left")
+    watch.Watch.__init__ = refuse
 settings = Settings(Limits(given["grace_s"], given["ready_s"]), given["idle_s"], given["sweep_s"])
 home = open_home(Path(os.environ["LOOM_HOME"]))
 try:
@@ -74,7 +79,7 @@ class World:
     def start(self, *, wait: bool = True, settings: Settings | None = None, **given: Any) -> subprocess.Popen[bytes]:
         """A supervisor as a child of ours; with `wait` it is ready when this returns."""
         values: dict[str, Any] = {"grace_s": 5.0, "ready_s": 30.0, "idle_s": 30.0, "sweep_s": 30.0}
-        values |= {"on_demand": False, "table": TABLE, **given}
+        values |= {"on_demand": False, "blind": False, "table": TABLE, **given}
         read, write = os.pipe()
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{HERE}", "LOOM_HOME": str(self.home.path)}
         child = subprocess.Popen(
@@ -153,6 +158,8 @@ def world(tmp_path: Path) -> Iterator[World]:
         if child.stderr is not None:
             child.stderr.close()
     ensure.stop_supervisor(made.home)
+    with contextlib.suppress(AssertionError):  # what has just been told to end
+        wait_until(lambda: not processes_of(made.home.path), 3)
     left = processes_of(made.home.path)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):

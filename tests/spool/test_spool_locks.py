@@ -149,6 +149,7 @@ def test_waiting_takes_it_as_soon_as_it_is_free(tmp_path: Path):
     pid = os.fork()
     if pid == 0:
         try:
+            os.close(mine.fd)  # flock follows the open file, which the fork shares
             os.write(writer, b"w")
             got = acquire(path, wait=True)
             os.write(writer, b"g" if got is not None else b"-")

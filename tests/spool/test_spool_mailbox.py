@@ -337,9 +337,7 @@ def test_a_retry_is_a_new_attempt(box: Box, recorded: bool):
         if not recorded:
             box.error_of(work.stem).unlink()
             if attempt:
-                mailbox.write_error(
-                    box, work.stem, attempt - 1, error_type="x", last_error="x", hint="", ts="before"
-                )
+                mailbox.write_error(box, work.stem, attempt - 1, error_type="x", last_error="x", hint="", ts="before")
         assert mailbox.retry(box, AGENT, work.stem, "now")
         assert mailbox.attempts(box, work.stem) == attempt + 1
         assert Inbox(box).claim() == work

@@ -179,5 +179,3 @@ def test_too_deep_agrees_with_loads(value: Any):
         except Malformed:
             fails = True
         assert fails == too_deep(data, limit)
-
-

@@ -92,10 +92,11 @@ def generate() -> dict[str, Any]:
         for name in (request, other)
         for attempt, part in ((0, 0), (1, 0), (0, 1), (2, 11), (21, 1))
     ]
-    plain = message.Message(ids.ulid_of(request), "user", 1_790_000_000_000, "Hallo, Welt ☕\n\t\"quoted\" \\ \x7f")
+    plain = message.Message(ids.ulid_of(request), "user", 1_790_000_000_000, 'Hallo, Welt ☕\n\t"quoted" \\ \x7f')
     full = message.Message(
         ids.ulid_of(other), "user", 0, "", thread="t.1", reply_to="a", error=True, kind="k",
-        data={"n": 2**70, "f": 0.5}, goal="20260728-x", deadline_ms=5, trace="00-" + "0" * 32, parts=("a", ""), rest={"x-new": None}, to="b",
+        data={"n": 2**70, "f": 0.5}, goal="20260728-x", deadline_ms=5, trace="00-" + "0" * 32,
+        parts=("a", ""), rest={"x-new": None}, to="b",
         origin=request,
     )  # fmt: skip
     reply_name, reply = message.reply_to(plain, request, "worker", 0, "done", 1_790_000_000_500)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from loom.core.goal.state import GoalState, SubState
+from loom.core.goal.state import SETTLED, GoalState, SubState
 from loom.core.plan import refusals as plan_refusals
 from loom.wire import plan as plans
 
@@ -26,14 +26,46 @@ _AFTER_THE_END = {
 }
 
 
+# From which states of its subtask an event may come.
+_SUBTASK_FROM: dict[str, tuple[str, ...]] = {
+    "subtask.started": ("preparing",),
+    "subtask.reported": ("executing",),
+    "check.recorded": ("inspecting",),
+    "verdict.recorded": ("verifying",),
+    "subtask.committed": ("inspected", "passed"),
+    "subtask.applied": ("applying",),
+    "subtask.skipped": ("waiting",),
+}
+_ORDER_FROM: dict[str, tuple[str, ...]] = {
+    "prepare": ("waiting",),
+    "execute": ("prepared",),
+    "inspect": ("reported",),
+    "verify": ("inspected",),
+    "apply": ("committed", "applying"),
+}
+
+
 def check(state: GoalState, type_: str, data: Data) -> list[str]:
     """Why this event may not be appended; empty when it may."""
     if state.ended and type_ not in _AFTER_THE_END:
         return [f"the goal is {state.status}: {type_} would change what is final"]
-    if state.ended and type_ == "order.dispatched" and data["kind"] != "land":
-        return [f"the goal is {state.status}: nothing but landing may be ordered"]
+    if type_.startswith("subtask.") or type_ in _SUBTASK_FROM:
+        reasons = _of_subtask(state, type_, data)
+        if reasons:
+            return reasons
     rule = _RULES.get(type_)
     return [] if rule is None else rule(state, data)
+
+
+def _of_subtask(state: GoalState, type_: str, data: Data) -> list[str]:
+    sub = state.subtasks.get(data["subtask"])
+    if sub is None:
+        return [f"there is no subtask {data['subtask']}"]
+    if sub.status in SETTLED:
+        return [f"{sub.spec.id} is {sub.status}: {type_} would change what is settled"]
+    if sub.status not in _SUBTASK_FROM.get(type_, (sub.status,)):
+        return [f"{sub.spec.id} is {sub.status}: {type_} cannot follow"]
+    return []
 
 
 def _paused(state: GoalState, data: Data) -> list[str]:
@@ -58,6 +90,10 @@ def _landing(state: GoalState, data: Data) -> list[str]:
 
 def _dispatched(state: GoalState, data: Data) -> list[str]:
     reasons = []
+    if state.ended and data["kind"] != "land":
+        reasons.append(f"the goal is {state.status}: nothing but landing may be ordered")
+    if state.status == "paused":
+        reasons.append("the goal is paused: nothing may be ordered")
     if data["name"] in state.orders:
         reasons.append(f"order {data['name']} was dispatched before")
     if any(o.agent == data["agent"] for o in state.open_orders()):
@@ -67,6 +103,8 @@ def _dispatched(state: GoalState, data: Data) -> list[str]:
     sub = state.subtasks.get(data["subtask"])
     if sub is None:
         return [*reasons, f"there is no subtask {data['subtask']}"]
+    if sub.status not in _ORDER_FROM.get(data["kind"], ()):
+        reasons.append(f"{sub.spec.id} is {sub.status}: nobody may be told to {data['kind']} it")
     if data["attempt"] != sub.attempt:
         reasons.append(f"attempt {data['attempt']} of {sub.spec.id} is not the present one")
     waiting = [d for d in sub.spec.depends_on if not _is_applied(state, d)]
@@ -95,8 +133,7 @@ def _plan_accepted(state: GoalState, data: Data) -> list[str]:
     plan, faults = plans.decode(data)
     if plan is None:
         return faults
-    finished = {n: s.spec for n, s in state.subtasks.items() if s.status == "applied"}
-    return plan_refusals(plan, state.spec.limits.max_subtasks, finished)
+    return plan_refusals(plan, state.spec.limits.max_subtasks, state.finished())
 
 
 def _verdict(state: GoalState, data: Data) -> list[str]:
@@ -131,16 +168,14 @@ def _passing(sub: SubState) -> bool:
     )
 
 
-def _applied(state: GoalState, data: Data) -> list[str]:
-    sub = state.subtasks[data["subtask"]]
-    return [] if sub.status == "applying" else [f"{sub.spec.id} was not committed before it was applied"]
-
-
 def _retried(state: GoalState, data: Data) -> list[str]:
     sub = state.subtasks[data["subtask"]]
+    reasons = []
     if data["attempt"] != sub.attempt + 1:
-        return [f"attempt {data['attempt']} does not follow attempt {sub.attempt}"]
-    return []
+        reasons.append(f"attempt {data['attempt']} does not follow attempt {sub.attempt}")
+    if len(sub.signatures) + 1 >= state.spec.limits.max_attempts:
+        reasons.append(f"{sub.spec.id} has had its {state.spec.limits.max_attempts} attempts")
+    return reasons
 
 
 def _completed(state: GoalState, data: Data) -> list[str]:
@@ -160,6 +195,5 @@ _RULES: dict[str, Callable[[GoalState, Data], list[str]]] = {
     "plan.accepted": _plan_accepted,
     "verdict.recorded": _verdict,
     "subtask.committed": _committed,
-    "subtask.applied": _applied,
     "subtask.retried": _retried,
 }

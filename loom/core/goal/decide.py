@@ -13,14 +13,18 @@ from typing import Any
 from loom.core.checks import PROTECTED
 from loom.core.confidence import confidence, signature
 from loom.core.goal.state import SETTLED, GoalState, SubState
-from loom.core.plan import overlaps, refusals, single, with_synthesis_last
+from loom.core.plan import fresh, overlaps, refusals, single, with_synthesis_last
 from loom.wire import plan as plans
 from loom.wire.order import ROLE_OF_KIND
 
 MAX_VERIFY_TRIES = 2
 MAX_PLAN_TRIES = 2
+MAX_APPLY_TRIES = 3
 TRIES_PER_RUNG = 2
 MAX_RESULTS_CHARS = 200_000
+MAX_CLAIM_CHARS = 20_000
+MAX_REASONS = 20
+MAX_REASON_CHARS = 400
 TOP_TIER = 3
 WRITE_TOOLS = ("read-file", "write-file", "list-files", "search-files")
 READ_TOOLS = ("read-file", "list-files", "search-files")
@@ -71,11 +75,11 @@ class _Free:
 def decide(state: GoalState, now_us: int, free: Mapping[str, Sequence[str]]) -> list[Decision]:
     """The next decisions, in order. `free`: agents of each role that have no order of any goal."""
     pool = _Free(free)
-    if state.ended:
-        return _landing(state, pool)
     late = _late(state, now_us)
     if late or state.status == "paused":
         return late
+    if state.ended:
+        return _landing(state, pool)
     if not state.base:
         return _snapshot(state, pool)
     if _needs_plan(state):
@@ -83,12 +87,16 @@ def decide(state: GoalState, now_us: int, free: Mapping[str, Sequence[str]]) -> 
     decisions: list[Decision] = []
     for sub in state.subtasks.values():
         decisions.extend(_advance(state, sub, pool))
+    decisions.extend(_apply(state, pool))
     decisions.extend(_start(state, pool))
     return decisions or _end(state)
 
 
 def _late(state: GoalState, now_us: int) -> list[Decision]:
-    """Orders nobody answered in time count as failed; a reply that comes all the same is stale."""
+    """Orders nobody answered in time count as failed; a reply that comes all the same is stale.
+
+    Once a goal has ended, nobody waits for anything but its landing.
+    """
     return [
         Propose(
             "order.reported",
@@ -100,7 +108,7 @@ def _late(state: GoalState, now_us: int) -> list[Decision]:
             },
         )
         for o in state.open_orders()
-        if now_us > o.deadline_us
+        if now_us > o.deadline_us and (not state.ended or o.kind == "land")
     ]
 
 
@@ -150,6 +158,10 @@ def _planning(state: GoalState, pool: _Free) -> list[Decision]:
         return _judge_plan(state, state.report)
     if state.in_flight("plan"):
         return []
+    if len(state.refused) >= MAX_PLAN_TRIES:
+        if state.version:
+            return [Propose("goal.failed", {"reason": f"no other way was found: {state.refused[-1][0]}"})]
+        return [_accepted(state, single(state.spec.text))]
     payload: dict[str, Any] = {
         "goal": state.spec.text,
         "files": {"$json": state.files},
@@ -172,7 +184,7 @@ def _judge_plan(state: GoalState, report: Mapping[str, Any]) -> list[Decision]:
     if not report["ok"]:
         return [Propose("goal.failed", {"reason": f"no plan: {_failure(report)}"})]
     data = report["data"]
-    finished = {n: s.spec for n, s in state.subtasks.items() if s.status == "applied"}
+    finished = state.finished()
     if "plan" in data:
         plan, reasons = plans.decode(data["plan"])
         if plan is not None:
@@ -180,12 +192,10 @@ def _judge_plan(state: GoalState, report: Mapping[str, Any]) -> list[Decision]:
     else:
         plan, reasons = None, [str(data.get("unusable", "no plan"))]
     if plan is not None and not reasons:
-        return [_accepted(state, with_synthesis_last(plan))]
-    if len(state.refused) + 1 < MAX_PLAN_TRIES:
-        return [Propose("plan.refused", {"reasons": reasons})]
-    if state.version:
-        return [Propose("goal.failed", {"reason": f"no other way was found: {reasons[0]}"})]
-    return [Propose("plan.refused", {"reasons": reasons}), _accepted(state, single(state.spec.text))]
+        return [_accepted(state, with_synthesis_last(fresh(plan, finished), finished))]
+    shown = [r if len(r) <= MAX_REASON_CHARS else f"{r[:MAX_REASON_CHARS]}…" for r in reasons[:MAX_REASONS]]
+    more = [f"… and {len(reasons) - MAX_REASONS} more faults"] if len(reasons) > MAX_REASONS else []
+    return [Propose("plan.refused", {"reasons": [*shown, *more]})]
 
 
 def _accepted(state: GoalState, plan: plans.Plan) -> Propose:
@@ -200,8 +210,13 @@ def _ready(state: GoalState, sub: SubState) -> bool:
 
 
 def _start(state: GoalState, pool: _Free) -> list[Decision]:
-    """Start what may start, in the plan's order; two subtasks that own the same file do not run at once."""
+    """Start what may start, in the plan's order; two subtasks that own the same file do not run at once.
+
+    None starts from a tree that is behind the journal: what was committed is applied first.
+    """
     if any(s.status in ("failed", "blocked") and s.spec.critical for s in state.subtasks.values()):
+        return []
+    if any(s.status in ("committed", "applying") for s in state.subtasks.values()):
         return []
     running = [d for s in state.subtasks.values() if s.status not in (*SETTLED, "waiting") for d in s.spec.deliverables]
     decisions: list[Decision] = []
@@ -245,10 +260,33 @@ def _advance(state: GoalState, sub: SubState, pool: _Free) -> list[Decision]:
             return _judged(state, sub, pool)
         case "passed":
             return _commit(state, sub)
-        case "committed":
-            payload = {"changes": sub.changes}
-            return _dispatch(pool, "apply", subtask=name, attempt=sub.attempt, payload=payload)
     return []
+
+
+def _apply(state: GoalState, pool: _Free) -> list[Decision]:
+    """Bring the next committed changes into the goal's tree: one after the other, and never while it is being copied.
+
+    An apply that failed may have been done in part. It is repeated, because nothing else may begin before it is whole.
+    """
+    if state.in_flight("prepare") or state.in_flight("apply"):
+        return []
+    for name, sub in state.subtasks.items():
+        failed = sub.status == "applying" and sub.report is not None and not sub.report["ok"]
+        if sub.status == "committed" or (failed and may_apply_again(state, sub)):
+            return _dispatch(pool, "apply", subtask=name, attempt=sub.attempt, payload={"changes": sub.changes})
+    return []
+
+
+def may_apply_again(state: GoalState, sub: SubState) -> bool:
+    """Whether a failed apply is repeated."""
+    if _is_config_failure(sub.report):
+        return False
+    tries = [o for o in state.orders.values() if (o.kind, o.subtask, o.attempt) == ("apply", sub.spec.id, sub.attempt)]
+    return len(tries) < MAX_APPLY_TRIES
+
+
+def _is_config_failure(report: Mapping[str, Any] | None) -> bool:
+    return report is not None and (report["error"] or {}).get("exit_status") == 78
 
 
 def _executor_model(state: GoalState, tier: int) -> str:
@@ -267,10 +305,14 @@ def _results(state: GoalState, sub: SubState) -> list[dict[str, str]]:
 
 def _on_report(state: GoalState, sub: SubState, report: Mapping[str, Any]) -> list[Decision]:
     if not report["ok"]:
-        if report["kind"] == "verify" and sub.verify_tries < MAX_VERIFY_TRIES:
+        final = _is_config_failure(report)
+        if report["kind"] == "verify" and not final:
             return [_verdict_event(sub, report, {"findings": [], "inconclusive": True, "why": _failure(report)})]
-        error = report["error"] or {}
-        final = error.get("exit_status") == 78
+        if report["kind"] == "apply":
+            if may_apply_again(state, sub):
+                return []  # _apply does
+            reason = f"committed and not applied: {_failure(report)}"
+            return [Propose("subtask.blocked", {"subtask": sub.spec.id, "reason": reason, "final": True})]
         return _failed(state, sub, _failure(report), [], final=final)
     data = report["data"]
     name = sub.spec.id
@@ -311,7 +353,7 @@ def _verdict_event(sub: SubState, report: Mapping[str, Any], data: Mapping[str, 
             "attempt": sub.attempt,
             "judge": report["agent"],
             "changes": sub.changes,
-            "passed": data.get("passed") is True,
+            "passed": data.get("passed") is True and data.get("inconclusive") is not True,
             "confidence": data.get("confidence", 0.0),
             "findings": data.get("findings", []),
             "inconclusive": data.get("inconclusive") is True,
@@ -332,7 +374,8 @@ def _judged(state: GoalState, sub: SubState, pool: _Free) -> list[Decision]:
             {"severity": "blocker", "where": c["where"], "what": f"{c['name']}: {c['detail']}", "evidence": ""}
             for c in failed[:20]
         ]
-        return _failed(state, sub, f"checks failed: {findings[0]['where']} {findings[0]['what']}", findings)
+        what = f"{findings[0]['where']} {findings[0]['what']}" if findings else "the keeper did not say which"
+        return _failed(state, sub, f"checks failed: {what}", findings)
     if sub.spec.level < 2:
         return _commit(state, sub)
     verdict = sub.verdict
@@ -355,7 +398,7 @@ def _judged(state: GoalState, sub: SubState, pool: _Free) -> list[Decision]:
             "subtask": plans.subtask_to_json(sub.spec),
             "checks": [dict(c) for c in sub.checks],
             "diff": {"$text": sub.diff},
-            "claim": sub.summary,
+            "claim": sub.summary[:MAX_CLAIM_CHARS],
         },
     )
 

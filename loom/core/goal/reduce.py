@@ -81,13 +81,17 @@ def _dispatched(state: GoalState, data: Data) -> GoalState:
         return replace(state, landing="landing")
     if not order.subtask:
         return state
-    status = _STATUS_OF_ORDER[order.kind]
-    tries = {"verify_tries": state.subtasks[order.subtask].verify_tries + 1} if order.kind == "verify" else {}
-    return _sub(state, order.subtask, status=status, report=None, **tries)
+    sub = state.subtasks.get(order.subtask)
+    if sub is None or order.kind not in _STATUS_OF_ORDER:
+        return state
+    tries = {"verify_tries": sub.verify_tries + 1} if order.kind == "verify" else {}
+    return _sub(state, order.subtask, status=_STATUS_OF_ORDER[order.kind], report=None, **tries)
 
 
 def _reported(state: GoalState, data: Data) -> GoalState:
-    order = state.orders[data["order"]]
+    order = state.orders.get(data["order"])
+    if order is None:
+        return state
     state = replace(
         state,
         orders={**state.orders, order.name: replace(order, reported=True)},
@@ -125,7 +129,8 @@ def _plan_accepted(state: GoalState, data: Data) -> GoalState:
         spec = spec_from_json(raw)
         if spec.id not in subtasks:
             before = state.subtasks.get(spec.id)
-            attempt = before.attempt + 1 if before is not None and before.status != "waiting" else 0
+            # Counted over all plans: an id that was dropped and comes back must not find the tree of its past.
+            attempt = max((o.attempt + 1 for o in state.orders.values() if o.subtask == spec.id), default=0)
             findings = before.findings if before is not None else ()
             subtasks[spec.id] = SubState(spec, attempt=attempt, tier=spec.tier, findings=findings)
     return replace(
@@ -184,7 +189,9 @@ def _applied(state: GoalState, data: Data) -> GoalState:
 
 
 def _retried(state: GoalState, data: Data) -> GoalState:
-    sub = state.subtasks[data["subtask"]]
+    sub = state.subtasks.get(data["subtask"])
+    if sub is None:
+        return state
     return _sub(
         state,
         data["subtask"],

@@ -123,12 +123,17 @@ class GoalState:
         """Nothing more will happen by itself: ended, and no landing under way."""
         return self.ended and self.landing not in ("wanted", "landing")
 
+    def finished(self) -> dict[str, Subtask]:
+        """The applied subtasks by id: no new plan changes them."""
+        return {name: sub.spec for name, sub in self.subtasks.items() if sub.status == "applied"}
+
     def open_orders(self) -> list[OrderState]:
         """Dispatched and not reported, oldest first."""
         return [o for o in self.orders.values() if not o.reported]
 
-    def in_flight(self, kind: str, subtask: str = "") -> bool:
-        return any(o.kind == kind and o.subtask == subtask for o in self.open_orders())
+    def in_flight(self, kind: str) -> bool:
+        """Whether an order of this kind, for whatever subtask, is dispatched and not reported."""
+        return any(o.kind == kind for o in self.open_orders())
 
 
 def to_json(state: GoalState) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class Order:
 
     def text(self) -> str:
         """What stands quoted under the first heading; unquoted text when nothing is quoted."""
-        return unquoted(self.body) or "\n".join(self.body).strip()
+        quoted = any(line.startswith(">") for line in self.body)
+        return unquoted(self.body) if quoted else "\n".join(self.body).strip()
 
     def items(self, name: str) -> list[str]:
         """The list items of a section."""
@@ -83,8 +84,10 @@ def unquoted(lines: tuple[str, ...]) -> str:
 
 def path_of(item: str) -> str:
     """The path a list item names: between backticks, else bare and without its size; empty for none."""
-    if m := re.match(r"`([^`]+)`", item):
-        return m[1]
+    if m := re.match(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", item):
+        inner = m[2]
+        padded = inner[0] == " " == inner[-1] and inner.strip()
+        return inner[1:-1] if padded else inner
     bare = _SIZE.sub("", item).strip()
     return "" if bare == "(none)" or bare.startswith(("…", "...")) else bare
 

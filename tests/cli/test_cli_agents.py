@@ -1,0 +1,372 @@
+"""Detached agents from the command line: start, send, look, stop, retry, remove."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_user import ROOT, Loom
+from support import wait_until
+
+from loom.spool import agents, locks
+from loom.spool.home import open_home
+from loom.wire.agent import AgentSpec
+
+STEM = re.compile(r"[0-9]{13}-[0-9A-HJKMNP-TV-Z]{26}\n")
+
+
+def start(loom: Loom, *more: str, name: str = "x", model: str = "builtin/echo") -> None:
+    said = loom("agent", "start", name, "--model", model, "--detach", *more)
+    assert (said.status, said.out) == (0, f"{name}\n"), said
+
+
+def ask(loom: Loom, text: str, *more: str, name: str = "x") -> str:
+    said = loom("send", name, text, "--wait", "--timeout", "20", *more)
+    assert said.status == 0, said
+    return said.out
+
+
+def show(loom: Loom, name: str = "x") -> dict[str, object]:
+    return loom("agent", "show", name, "--json").objects[0]
+
+
+# -- start -----------------------------------------------------------------------------------------------------
+
+
+def test_a_detached_agent_answers(loom: Loom) -> None:
+    start(loom)
+    assert ask(loom, "hello") == "hello\n"
+    said = loom("agent", "ps")
+    assert re.search(r"^x +idle +\d+ +builtin/echo +0 +\d{4}-", said.out, re.MULTILINE)
+
+
+def test_the_same_settings_again_are_fine_and_others_are_named(loom: Loom) -> None:
+    start(loom, "--system", "be kind", "--env", "A=1")
+    again = loom("agent", "start", "x", "--model", "builtin/echo", "--detach", "--json")
+    assert (again.status, again.objects[0]["how"]) == (0, "unchanged")
+    for words, difference in (
+        (("--model", "builtin/extract"), "model 'builtin/echo', not 'builtin/extract'"),
+        (("--system", "be rude"), "another system prompt"),
+        (("--env", "A=2"), "env A '1', not '2'"),
+        (("--restart", "never"), "restart policy 'always', not 'never'"),
+        (("--tools", "read-file"), "tools 'none', not 'read-file'"),
+    ):
+        said = loom("agent", "start", "x", "--detach", *words)
+        assert said.status == 2 and difference in said.err and "--replace" in said.err, said
+    replaced = loom("agent", "start", "x", "--detach", "--restart", "never", "--replace", "--json")
+    assert replaced.objects[0]["how"] == "changed"
+    spec = json.loads((loom.home / "agents/x/agent.json").read_text())
+    assert (spec["restart"]["policy"], spec["env"], spec["model"]) == ("never", {"A": "1"}, "builtin/echo")
+    assert (loom.home / "agents/x/prompt.md").read_text() == "be kind"
+
+
+def test_starting_a_stopped_agent_is_asking_for_it(loom: Loom) -> None:
+    start(loom)
+    assert loom("agent", "stop", "x").status == 0
+    assert loom("agent", "start", "x", "--detach").status == 0
+    assert ask(loom, "again") == "again\n"
+
+
+def test_starting_a_dead_agent_is_asking_for_it(loom: Loom) -> None:
+    start(loom)
+    loom("agent", "stop", "x")
+    (loom.home / "agents/x/want").write_text("dead\n")
+    assert loom("agent", "ps", "-a", "--json").objects[0]["agents"][-1]["name"]
+    assert show(loom)["status"] == "dead"
+    start(loom)
+    assert ask(loom, "alive") == "alive\n"
+
+
+def test_a_key_of_this_environment_alone_is_refused_with_the_command_that_stores_it(loom: Loom) -> None:
+    words = ("agent", "start", "x", "--model", "openai/m", "--detach")
+    here = loom(*words, OPENAI_API_KEY="sk-1")
+    assert here.status == 78 and "only in this environment" in here.err and "loom secret set openai" in here.err
+    nowhere = loom(*words)
+    assert nowhere.status == 78 and "loom secret set openai" in nowhere.err
+    assert not (loom.home / "agents/x").exists()
+    loom("secret", "set", "openai", stdin="sk-1")
+    assert loom(*words).status == 0
+
+
+def test_relative_programs_and_scripts_are_those_of_the_caller(loom: Loom) -> None:
+    loom.script({"text": "from a script"}, name="said.ndjson")
+    start(loom, model="script/said.ndjson")
+    assert ask(loom, "?") == "from a script\n"
+
+
+def test_what_cannot_run_is_refused_before_the_agent_is_made(loom: Loom) -> None:
+    for words, status in (
+        (("--model", "builtin/echo", "--tools", "no-such"), 66),
+        (("--model", "script/none"), 66),
+        (("--model", "builtin/echo", "--stdin"), 2),
+        (("--model", "builtin/echo", "--thread", "t"), 2),
+    ):
+        assert loom("agent", "start", "x", "--detach", *words).status == status
+    assert not (loom.home / "agents/x/agent.json").exists()
+
+
+def test_an_inbox_that_is_a_link_is_refused(loom: Loom) -> None:
+    start(loom)
+    loom("agent", "stop", "x")
+    inbox = loom.home / "agents/x/inbox"
+    inbox.rename(loom.place / "elsewhere")
+    inbox.symlink_to(loom.place / "elsewhere")
+    said = loom("agent", "start", "x", "--detach", "--restart", "never", "--replace")
+    assert said.status == 78 and "inbox" in said.err
+
+
+# -- send ------------------------------------------------------------------------------------------------------
+
+
+def test_send_prints_the_message_s_name_once_it_is_accepted(loom: Loom) -> None:
+    start(loom)
+    said = loom("send", "x", "hello")
+    assert STEM.fullmatch(said.out) and said.err == ""
+    (loom.place / "f.txt").write_text("from a file")
+    assert loom("send", "x", "--file", "f.txt", "--wait").out == "from a file\n"
+    assert loom("agent", "send", "x", "--stdin", "--wait", stdin="from stdin").out == "from stdin\n"
+
+
+@pytest.mark.parametrize(
+    "words, stdin, status",
+    [
+        (("nobody", "hi"), "", 66),
+        (("Bad Name", "hi"), "", 2),
+        (("x", "hi", "--stdin"), "hi", 2),
+        (("x",), "", 65),
+        (("x", ""), "", 65),
+        (("x", "--file", "none"), "", 66),
+        (("x", "hi", "--timeout", "1"), "", 2),
+        (("x", "hi", "--name", "mine"), "", 2),
+        (("x", "hi", "--thread", "A B"), "", 2),
+        (("x", "--stdin-lines", "--wait"), "a", 2),
+    ],
+)
+def test_what_cannot_be_sent_is_refused(loom: Loom, words: tuple[str, ...], stdin: str, status: int) -> None:
+    loom.home.mkdir()
+    make_stopped(loom)
+    said = loom("send", *words, stdin=stdin)
+    assert said.status == status and said.err.count("\n") == 1
+    assert not list((loom.home / "agents/x/inbox").glob("*.msg"))
+
+
+def make_stopped(loom: Loom, name: str = "x", model: str = "builtin/echo") -> Path:
+    """An agent that nobody wants up, made without a supervisor."""
+    return agents.create(open_home(loom.home), AgentSpec(name, model), "", "down").path
+
+
+def test_an_unknown_agent_has_a_nearest_name(loom: Loom) -> None:
+    make_stopped(loom, "writer")
+    said = loom("send", "writr", "hi")
+    assert (said.status, said.out) == (66, "")
+    assert "did you mean 'writer'?" in said.err
+
+
+def test_a_name_makes_sending_twice_sending_once(loom: Loom) -> None:
+    make_stopped(loom)
+    stem = "1700000000000-01HF7YAT000000000000000000"
+    words = ("send", "x", "hello", "--name", stem, "--json")
+    assert [loom(*words).objects[0]["new"] for _ in range(2)] == [True, False]
+    assert len(list((loom.home / "agents/x/inbox").glob("*.msg"))) == 1
+    other = loom("send", "x", "other words", "--name", stem)
+    assert other.status == 65 and "other content" in other.err
+
+
+def test_a_stopped_agent_keeps_its_mail_and_with_wait_nobody_waits(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    said = loom("send", "x", "hello")
+    assert said.status == 0 and "is stopped" in said.err and STEM.fullmatch(said.out)
+    waited = loom("send", "x", "hello", "--wait")
+    assert (waited.status, waited.out) == (75, "") and "is stopped" in waited.err
+    (agent / "want").write_text("dead\n")
+    assert "is dead" in loom("send", "x", "hello").err
+    assert len(list((agent / "inbox").glob("*.msg"))) == 3
+    assert not (loom.home / "run/supervisor.lock").exists(), "nobody was started for it"
+
+
+def test_mail_for_a_wanted_agent_starts_a_supervisor(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    (agent / "want").write_text("demand\n")
+    assert ask(loom, "hello") == "hello\n"
+
+
+def test_a_failure_is_a_reply_with_status_1(loom: Loom) -> None:
+    start(loom, model=loom.script({"error": "context_overflow", "message": "far too long"}))
+    said = loom("send", "x", "hello", "--wait", "--json")
+    assert said.status == 1 and "far too long" in said.err
+    assert said.objects[-1]["error"]["type"] == "context_overflow"
+    assert show(loom)["mail"]["failed"] == 1  # type: ignore[index]
+
+
+def test_waiting_ends_at_its_time(loom: Loom) -> None:
+    fifo = loom.place / "gate"
+    os.mkfifo(fifo)
+    start(loom, model=f"exec/{loom.program('waits.py', f'print(open({str(fifo)!r}).read())')}")
+    said = loom("send", "x", "hello", "--wait", "--timeout", "0.2")
+    assert said.status == 124 and "--name" in said.err
+    fifo.write_text("late")
+    stem = re.search(r"--name (\S+)", said.err)
+    assert stem is not None
+    assert ask(loom, "hello", "--name", stem[1]) == "late\n"
+
+
+def test_lines_are_messages_answered_in_their_order(loom: Loom) -> None:
+    start(loom, model="builtin/echo")
+    said = loom("send", "x", "--stdin-lines", stdin="one\n\ntwo\nthree\n")
+    stems = said.out.splitlines()
+    assert len(stems) == 3 and stems == sorted(stems)
+    wait_until(lambda: show(loom)["mail"]["processed_today"] == 3)  # type: ignore[index]
+    thread = (loom.home / "agents/x/conversations/main.ndjson").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in thread][::2] == ["one", "two", "three"]
+
+
+def test_a_large_body_travels_as_a_blob_both_ways(loom: Loom) -> None:
+    start(loom)
+    text = "lorem ipsum dolor\n" * 100_000
+    assert loom("send", "x", "--stdin", "--wait", "--thread", "big", stdin=text).out == text
+
+
+# -- look, stop, restart, retry, remove ------------------------------------------------------------------------
+
+
+def test_ps_tells_the_truth_when_the_status_file_does_not(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    (agent / "want").write_text("up\n")
+    (agent / "status").write_text("running\n")
+    (agent / "pid").write_text("1\n")
+    (listed,) = loom("agent", "ps", "--json").objects[0]["agents"]
+    assert (listed["status"], listed["pid"], listed["alive"]) == ("crashed", None, False)
+    lock = locks.acquire(agent / "lock")
+    assert lock is not None
+    with lock:
+        lock.sign(locks.own_incarnation())
+        (listed,) = loom("agent", "ps", "--json").objects[0]["agents"]
+        assert (listed["status"], listed["pid"]) == ("running", os.getpid())
+
+
+def test_ps_survives_an_agent_that_cannot_be_read(loom: Loom) -> None:
+    (make_stopped(loom) / "agent.json").write_text("{")
+    (listed,) = loom("agent", "ps", "-a", "--json").objects[0]["agents"]
+    assert listed["status"] == "error"
+    assert loom("agent", "show", "x").status == 0
+
+
+def test_show_tells_settings_mail_and_the_last_crash(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    loom("send", "x", "hello")
+    (agent / "crashes" / "1700000000000-01HF7YAT000000000000000000.json").write_text(
+        json.dumps({"ts": "2026-01-01T00:00:00Z", "signal": "SIGKILL", "last_error": "boom", "stderr": "a\nb\n"})
+    )
+    said = loom("agent", "show", "x")
+    for words in ("builtin/echo", "1 waiting", "SIGKILL boom", str(agent)):
+        assert words in said.out
+    about = show(loom)
+    assert about["want"] == "down" and about["last_crash"]["signal"] == "SIGKILL"  # type: ignore[index]
+
+
+def test_stop_waits_until_it_is_gone(loom: Loom) -> None:
+    start(loom)
+    start(loom, name="y")
+    ask(loom, "hi")
+    ask(loom, "hi", name="y")
+    said = loom("agent", "stop", "x", "y")
+    assert (said.status, said.out) == (0, "")
+    assert [show(loom, n)["alive"] for n in "xy"] == [False, False]
+    assert "was not running" in loom("agent", "stop", "x").err
+    assert loom("agent", "stop", "x", "nobody").status == 66
+
+
+def test_a_runner_without_a_supervisor_is_stopped_too(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    runner = subprocess.Popen([sys.executable, str(ROOT / "runners/agent"), str(agent)], env=loom.env)
+    wait_until(lambda: locks.holder(agent / "lock"))
+    wait_until(lambda: (agent / "status").read_text() == "idle\n")
+    assert loom("send", "x", "hello", "--wait").out == "hello\n"
+    assert loom("agent", "stop", "x").status == 0
+    assert runner.wait(20) == 0
+
+
+def test_restart_makes_another_process_of_it(loom: Loom) -> None:
+    start(loom)
+    ask(loom, "hi")
+    before = show(loom)["pid"]
+    assert loom("agent", "restart", "x").status == 0
+    assert ask(loom, "hello") == "hello\n"
+    assert show(loom)["pid"] not in (None, before)
+
+
+def test_retry_gives_a_failed_message_another_attempt(loom: Loom) -> None:
+    start(loom, model=loom.script({"error": "context_overflow"}))
+    assert loom("send", "x", "hello", "--wait").status == 1
+    assert loom("agent", "retry", "x", "1700000000000-01HF7YAT000000000000000000").status == 66
+    loom.script({"text": "now it works"})
+    loom("agent", "restart", "x")
+    stem = loom("agent", "retry", "x").out.strip()
+    assert ask(loom, "hello", "--name", stem) == "now it works\n"
+    assert "nothing of x failed" in loom("agent", "retry", "x").err
+
+
+def test_logs_are_lines_for_people_and_ndjson_for_programs(loom: Loom) -> None:
+    start(loom)
+    ask(loom, "hello")
+    human = loom("agent", "logs", "x").out
+    assert re.search(r"^\d{4}-\d\d-\d\d [\d:.]{12} info    answered .*message=", human, re.MULTILINE)
+    events = [r["event"] for r in loom("agent", "logs", "x", "--json").objects]
+    assert "claimed" in events and "answered" in events
+    assert loom("agent", "logs", "x", "-n", "1", "--json").objects[0]["event"] == events[-1]
+    assert loom("agent", "logs", "x", "--since", "2999-01-01").out == ""
+    assert len(loom("agent", "logs", "x", "--since", "10m", "--json").objects) == len(events)
+    assert loom("agent", "logs", "x", "--since", "yesterday").status == 2
+    assert loom("agent", "logs", "nobody").status == 66
+
+
+def test_logs_are_followed_over_midnight(loom: Loom) -> None:
+    logs = make_stopped(loom) / "logs"
+    first, second = logs / "2026-01-01.ndjson", logs / "2026-01-02.ndjson"
+    first.write_text('{"ts":"2026-01-01T23:59:59.000000Z","event":"one"}\n')
+    process = loom.start("agent", "logs", "x", "-f", "--json")
+    assert process.stdout is not None
+
+    def next_event() -> str:
+        assert process.stdout is not None
+        return str(json.loads(process.stdout.readline())["event"])
+
+    assert next_event() == "one"
+    with first.open("a") as file:
+        file.write('{"event":"two"}\n{"event":"thr')
+    assert next_event() == "two"
+    with first.open("a") as file:
+        file.write('ee"}\n')
+    assert next_event() == "three"
+    second.write_text('{"event":"four"}\n')
+    assert next_event() == "four"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+
+
+def test_rm_refuses_what_would_be_missed(loom: Loom) -> None:
+    start(loom)
+    ask(loom, "hi")
+    running = loom("agent", "rm", "x")
+    assert running.status == 75 and "loom agent stop x" in running.err
+    loom("agent", "stop", "x")
+    loom("send", "x", "wait for me")
+    assert loom("agent", "rm", "x").status == 75
+    assert loom("agent", "rm", "x", "--force").status == 0
+    assert not (loom.home / "agents/x").exists()
+    assert loom("agent", "rm", "x").status == 66
+    assert loom("agent", "rm", "router").status in (2, 66)
+
+
+def test_rm_force_stops_it_first(loom: Loom) -> None:
+    start(loom)
+    ask(loom, "hi")
+    assert loom("agent", "rm", "x", "--force").status == 0
+    assert loom("agent", "show", "x").status == 66
+    assert not list((loom.home / "agents/.tmp").iterdir())

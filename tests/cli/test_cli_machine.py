@@ -1,0 +1,199 @@
+"""The machine room: config, secret, doctor, and homes that cannot be worked in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from cli_user import ROOT, Loom
+from support import in_namespace
+
+from loom.cli.config import page
+from loom.wire.settings import TABLE
+
+ECHO = ("agent", "start", "x", "--model", "builtin/echo", "--prompt", "hi")
+
+
+# -- config ----------------------------------------------------------------------------------------------------
+
+
+def test_the_settings_page_is_the_one_the_program_prints(loom: Loom) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    assert text == page() == loom("config", "--docs").out
+    for setting in TABLE:
+        assert f"`{setting.key}`" in text and setting.what in text
+
+
+def test_config_shows_where_each_value_comes_from(loom: Loom) -> None:
+    loom.home.mkdir()
+    (loom.home / "config.yml").write_text("pools:\n  executor: 7\nproviders:\n  lab:\n    base_url: http://lab/v1\n")
+    rows = {r["key"]: r for r in loom("config", "--json", LOOM_MODEL="builtin").objects[0]["settings"]}
+    assert (rows["pools.executor"]["value"], rows["pools.executor"]["origin"]) == (7, f"{loom.home}/config.yml:2")
+    assert rows["model"] == {"key": "model", "value": "builtin", "origin": "LOOM_MODEL"}
+    assert rows["gates"]["origin"] == "default"
+    assert rows["providers.lab.base_url"]["value"] == "http://lab/v1"
+    assert "pools.executor" in loom("config").out
+
+
+@pytest.mark.parametrize(
+    "text, hint",
+    [
+        ("modle: x\n", "config.yml:1: there is no setting 'modle'; did you mean 'model'?"),
+        ("model: [a]\n", "config.yml:1: model is ['a'], expected a str"),
+        ("a: b: c\n", "not valid YAML"),
+        ("gates: ask\n", "this version knows: free"),
+    ],
+)
+def test_a_wrong_config_is_78_with_its_line(loom: Loom, text: str, hint: str) -> None:
+    loom.home.mkdir()
+    (loom.home / "config.yml").write_text(text)
+    for words in (("config",), ECHO):
+        said = loom(*words)
+        assert said.status == 78 and hint in said.err
+
+
+# -- secret ----------------------------------------------------------------------------------------------------
+
+
+def test_a_secret_is_stored_listed_removed_and_never_printed(loom: Loom) -> None:
+    stored = loom("secret", "set", "openai", stdin="sk-very-secret\n")
+    assert (stored.status, stored.out) == (0, "") and "sk-very" not in stored.err
+    path = loom.home / "secrets" / "openai"
+    assert path.read_text() == "sk-very-secret\n" and path.stat().st_mode & 0o777 == 0o600
+    assert loom("secret", "ls").out == "openai\n"
+    assert loom("secret", "ls", "--json").objects[0]["secrets"] == ["openai"]
+    assert loom("secret", "rm", "openai").status == 0
+    assert loom("secret", "rm", "openai").status == 66
+
+
+def test_a_secret_is_not_taken_from_an_argument_and_not_repeated(loom: Loom) -> None:
+    said = loom("secret", "set", "openai", "sk-very-secret")
+    assert said.status == 2 and "sk-very" not in said.err
+
+
+@pytest.mark.parametrize("value", [b"", b"\n", b"two\nlines", b"\xff\xfe"])
+def test_a_secret_is_one_line_of_text(loom: Loom, value: bytes) -> None:
+    assert loom("secret", "set", "k", stdin=value).status == 65
+    assert loom("secret", "ls").out == ""
+
+
+def test_a_secret_s_name_is_checked(loom: Loom) -> None:
+    assert loom("secret", "set", "../x", stdin="v").status == 2
+
+
+# -- doctor ----------------------------------------------------------------------------------------------------
+
+
+def test_doctor_finds_this_machine_fit_and_shows_no_key(loom: Loom) -> None:
+    said = loom("doctor", OPENAI_API_KEY="sk-very-secret")
+    assert said.status == 0 and "problem" not in said.out
+    assert "sk-very" not in said.out + said.err
+    report = loom("doctor", "--json", OPENAI_API_KEY="sk-very-secret").objects[0]
+    checks = {check["what"]: check for check in report["checks"]}
+    assert report["ok"] is True
+    assert checks["openai"]["status"] == "ok"
+    assert checks["openrouter"]["status"] == "note" and "loom secret set openrouter" in checks["openrouter"]["hint"]
+    assert checks["self-test"]["status"] == "ok"
+    assert "not part of this version" in checks["sandbox"]["found"]
+
+
+def test_doctor_names_each_problem_and_ends_with_1(loom: Loom) -> None:
+    loom.home.mkdir()
+    (loom.home / "config.yml").write_text("modle: x\n")
+    said = loom("doctor")
+    assert said.status == 1
+    (line,) = (line for line in said.out.splitlines() if line.startswith("problem"))
+    assert "config.yml:1" in line
+
+
+def test_doctor_looks_on_when_the_home_is_bad(loom: Loom) -> None:
+    loom.home.write_text("no directory")
+    said = loom("doctor")
+    assert said.status == 1 and "problem  home" in said.out and "tools" in said.out
+
+
+# -- homes that cannot be worked in ------------------------------------------------------------------------------
+
+
+def test_a_home_that_is_a_file_is_74(loom: Loom) -> None:
+    loom.home.write_text("no directory")
+    said = loom(*ECHO)
+    assert (said.status, said.out) == (74, "") and str(loom.home) in said.err and said.err.count("\n") == 1
+
+
+def test_a_newer_home_is_refused_untouched(loom: Loom) -> None:
+    loom.home.mkdir()
+    (loom.home / "version").write_text("2\n")
+    said = loom(*ECHO)
+    assert said.status == 78 and "upgrade loom" in said.err
+    assert os.listdir(loom.home) == ["version"]
+
+
+MAIN = "import sys; from loom.cli.main import main; status = main(sys.argv[2:])\n"
+
+
+def test_a_read_only_home_is_74(loom: Loom) -> None:
+    loom(*ECHO)
+    in_namespace(
+        MAIN + "assert status == 74, status",
+        str(loom.home),
+        *("--home", str(loom.home), *ECHO),
+        mounts=f"mount --bind {loom.home} {loom.home} && mount -o remount,ro,bind {loom.home}",
+    )
+
+
+def test_a_full_home_is_74_and_keeps_nothing_half_made(loom: Loom) -> None:
+    loom.home.mkdir()
+    in_namespace(
+        """
+import os, sys
+from pathlib import Path
+from loom.cli.main import main
+home = sys.argv[2]
+assert main(["--home", home, "agent", "start", "x", "--model", "builtin/echo", "--prompt", "hi"]) == 0
+try:
+    with open(home + "/ballast", "wb", 0) as ballast:
+        while True:
+            ballast.write(b"x" * 4096)
+except OSError:
+    pass
+words = ["--home", home, "agent", "start", "x", "--model", "builtin/echo", "--prompt", "much " * 100000]
+assert main(words) == 74
+os.unlink(home + "/ballast")
+assert main(words) == 0
+""",
+        "-",
+        str(loom.home),
+        mounts=f"mount -t tmpfs -o size=2m tmpfs {loom.home}",
+    )
+
+
+def test_an_inbox_on_another_device_is_78(loom: Loom) -> None:
+    inbox = loom.home / "agents" / "x" / "inbox"
+    loom("agent", "start", "x", "--model", "builtin/echo", "--detach")
+    loom("agent", "stop", "x")
+    words = ("agent", "start", "x", "--detach", "--restart", "never", "--replace")
+    in_namespace(
+        MAIN + "assert status == 78, status",
+        "-",
+        *("--home", str(loom.home), *words),
+        mounts=f"mount -t tmpfs tmpfs {inbox}",
+    )
+
+
+def test_files_and_directories_are_the_user_s_alone(loom: Loom) -> None:
+    loom(*ECHO)
+    for path in [loom.home, *loom.home.rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_message_of_a_newer_version_is_set_aside_with_the_reason(loom: Loom) -> None:
+    loom("agent", "start", "x", "--model", "builtin/echo", "--detach")
+    inbox = loom.home / "agents" / "x" / "inbox"
+    stem = "1700000000000-01HF7YAT000000000000000000"
+    staged = Path(loom.place, "staged")
+    staged.write_text(f'{{"v":2,"id":"{stem[14:]}","from":"user","ts":1,"body":"hi"}}\n')
+    staged.rename(inbox / f"{stem}.msg")
+    assert loom("send", "x", "after it", "--wait").out == "after it\n"
+    assert "upgrade loom" in (inbox / ".unreadable" / f"{stem}.msg.error.json").read_text()
