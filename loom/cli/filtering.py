@@ -11,6 +11,7 @@ from loom.cli import input as texts
 from loom.cli import printing
 from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of
 from loom.proc.stopping import Leaving, Stopping
+from loom.spool.home import disk_error
 from loom.spool.layout import Home
 from loom.wire import exits, ids
 from loom.wire.chat import usage_to_json
@@ -136,7 +137,8 @@ def answer(o: Options, context: Any) -> int:
             if filter_.left:
                 error.hint = f"{error.hint}; {again}" if error.hint else again
             raise
-        except OSError:
-            printing.error(again)
-            raise
+        except OSError as error:
+            trouble = disk_error(error, f"{o.name} cannot go on")
+            trouble.hint = f"{trouble.hint}; {again}" if trouble.hint else again
+            raise trouble from error
     return exits.DONE

@@ -14,6 +14,7 @@ from loom.wire.errors import Config, TryLater
 from loom.wire.event import Event
 
 LOOK_S = 1.0
+MAX_FAILURES = 5
 
 
 class Follower:
@@ -22,6 +23,7 @@ class Follower:
     def __init__(self, home: Home, goal: GoalDir) -> None:
         self.home, self.goal = home, goal
         self.state: GoalState | None = None
+        self._failures = 0
         self._tail = journal.Tail(goal.journal, home.blobs)
         try:
             self._watch: watch.Watch | None = watch.Watch()
@@ -60,9 +62,19 @@ class Follower:
             self._wait()
 
     def keep_alive(self) -> None:
-        """Somebody has to serve the goal: start a supervisor when there is none (any more)."""
-        if not locks.is_held(self.home.supervisor_lock):
+        """Somebody has to serve the goal: start a supervisor when there is none (any more).
+
+        One that dies before it is ready is no reason to leave. Raises TryLater after MAX_FAILURES of them in a row.
+        """
+        if locks.is_held(self.home.supervisor_lock):
+            return
+        try:
             ensure_supervisor(self.home)
+            self._failures = 0
+        except TryLater:
+            self._failures += 1
+            if self._failures >= MAX_FAILURES:
+                raise
 
     def _wait(self) -> None:
         if self._watch is None:

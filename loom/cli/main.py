@@ -42,6 +42,37 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
         },
     ),
 )
+# Words that are taken: what they will mean stands in docs/cli.md.
+PLANNED = frozenset(
+    [
+        "up",
+        "down",
+        "route",
+        "unroute",
+        "routes",
+        "pipe",
+        "pipes",
+        "why",
+        "top",
+        "trace",
+        "search",
+        "playbook",
+        "skill",
+        "tool",
+        "model",
+        "policy",
+        "schedule",
+        "serve",
+        "mcp-serve",
+        "tui",
+        "bot",
+        "fsck",
+        "gc",
+        "demo",
+        "conformance",
+    ]
+)
+
 COMMANDS = {name: entry for _, commands in GROUPS for name, entry in commands.items()}
 
 USAGE = """\
@@ -113,6 +144,8 @@ def _dispatch(args: list[str], chosen: _Global) -> int:
             return exits.DONE
     name = rest[0]
     if name not in COMMANDS:
+        if name in PLANNED:
+            raise Usage(f"{name!r} is planned and not part of this version", hint="see: loom help")
         from loom.cli.words import nearest
 
         hint = nearest(name, COMMANDS) or "see: loom help"

@@ -28,7 +28,7 @@ from loom.wire import message as message_wire
 from loom.wire import order as order_wire
 from loom.wire.event import Event
 from loom.wire.jsontext import Malformed, dumps, loads_object
-from loom.wire.message import Message
+from loom.wire.message import MAX_ATTEMPTS, Message
 
 SNAPSHOT_EVERY = 200
 GRACE_S = 60.0  # beyond a message's own deadline: its runner reports that by itself
@@ -64,6 +64,8 @@ class Goal:
         self._effects: list[Callable[[], None]] = []
         try:
             self.state = self._load()
+            if self.journal.torn_bytes:
+                self._propose("journal.mended", {"torn_bytes": self.journal.torn_bytes})
             self._saved = self.state.seq
             self.commit()
             for order in self.state.open_orders():
@@ -94,9 +96,10 @@ class Goal:
         if stem not in self.state.causes:
             order = self._order_of(agent, stem, message)
             if order is None or order.reported:
-                self._append("reply.stale", {"agent": agent, "reply": stem}, cause=stem)
+                self._propose("reply.stale", {"agent": agent, "reply": stem}, cause=stem, asked=True)
             else:
-                self._append("order.reported", _report(order, message), cause=stem, actor=_actor(agent, message))
+                by = _actor(agent, message)
+                self._propose("order.reported", _report(order, message), cause=stem, asked=True, actor=by)
         self._effects.append(done)
 
     def _order_of(self, agent: str, stem: str, message: Message) -> OrderState | None:
@@ -105,7 +108,7 @@ class Goal:
         order = self.state.orders.get(request)
         if order is None or order.agent != agent or not ids.is_stem(request):
             return None
-        return order if any(ids.reply_stem(agent, request, n) == stem for n in range(8)) else None
+        return order if any(ids.reply_stem(agent, request, n) == stem for n in range(MAX_ATTEMPTS)) else None
 
     def take_controls(self) -> None:
         """Journal what was dropped into control/; each file causes one event, also when it is refused."""
@@ -118,8 +121,7 @@ class Goal:
                 except FileNotFoundError:
                     continue
                 except Malformed as error:
-                    refusal = {"type": "control", "reasons": [str(error)], "asked": True}
-                    self._append("invariant.refused", refusal, cause=cause)
+                    self._refuse("control", [str(error)], cause=cause, asked=True)
                 else:
                     data = {**raw.get("args", {}), "by": str(raw.get("by", ""))}
                     self._propose(_CONTROL_EVENTS[raw["verb"]], data, cause=cause, asked=True)
@@ -165,21 +167,29 @@ class Goal:
     def close(self) -> None:
         self.journal.close()
 
-    def _append(self, type_: str, data: Mapping[str, Any], cause: str = "", actor: Actor | None = None) -> Event:
+    def _propose(
+        self, type_: str, data: Mapping[str, Any], cause: str = "", asked: bool = False, actor: Actor | None = None
+    ) -> bool:
+        """Append an event unless an invariant refuses it: the only way into the journal after goal.created.
+
+        asked  somebody outside proposed it; a refusal then changes nothing but is journaled
+        """
+        reasons = checking.check(self.state, type_, data)
+        if reasons:
+            self._refuse(type_, reasons, cause=cause, asked=asked, subtask=data.get("subtask", ""))
+            return False
+        self._append(type_, data, cause, actor)
+        return True
+
+    def _refuse(self, type_: str, reasons: list[str], cause: str = "", asked: bool = False, subtask: str = "") -> None:
+        refusal = {"type": type_, "reasons": reasons, "asked": asked, "subtask": subtask}
+        self._append("invariant.refused", refusal, cause)
+
+    def _append(self, type_: str, data: Mapping[str, Any], cause: str = "", actor: Actor | None = None) -> None:
         cause = cause or f"seq:{self.state.seq}"
         event = self.journal.stage(type_, self.actor if actor is None else actor, cause, data)
         self.state = reducing.reduce(self.state, event)
         self._effects.append(lambda: self._show(event))
-        return event
-
-    def _propose(self, type_: str, data: Mapping[str, Any], cause: str = "", asked: bool = False) -> bool:
-        reasons = checking.check(self.state, type_, data)
-        if not reasons:
-            self._append(type_, data, cause)
-            return True
-        refusal = {"type": type_, "reasons": reasons, "asked": asked, "subtask": data.get("subtask", "")}
-        self._append("invariant.refused", refusal, cause)
-        return False
 
     def _dispatch(self, decision: Dispatch) -> None:
         """An order is an event first: the message's bytes are a blob, the event names it, then it is delivered."""
@@ -198,8 +208,7 @@ class Goal:
         try:
             raw = message_wire.encode(self._message(decision, stem, now_ms, deadline_ms))
         except (ValueError, FileNotFoundError, blobs.BlobDamaged) as error:
-            refusal = {"type": "order.dispatched", "reasons": [str(error)], "asked": False, "subtask": decision.subtask}
-            self._append("invariant.refused", refusal)
+            self._refuse("order.dispatched", [str(error)], subtask=decision.subtask)
             return
         data["message"] = blobs.put(self.home.blobs, raw)
         if self._propose("order.dispatched", data):

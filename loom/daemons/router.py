@@ -233,23 +233,30 @@ class Router:
         goal.report(box.name, stem, message, lambda: mailbox.mark_sent(box, stem))
 
     def _forward(self, box: AgentDir, stem: str, message: Message, raw: bytes) -> None:
-        """Copy to each target under the same name, then mark as sent."""
-        for name in routing.targets(self._routes(), message):
-            target = self.home.agent(name) if ids.is_agent(name) else None
-            if name == "user":
-                continue
-            if target is None or not target.spec.exists():
-                mailbox.refuse(box, f"{stem}.msg", "no_target", f"there is no agent {ascii(name)[:80]}")
-                self.agent.log.error("refused", message=stem, outbox=box.name, reason="no_target", target=name)
-                return
-            try:
-                mailbox.deliver(target, stem, raw)
-            except mailbox.Conflict as error:
-                mailbox.refuse(box, f"{stem}.msg", "conflict", str(error))
-                return
-            wake.ring_agent(self.home.wake, name)
-            self.agent.log.info("routed", message=stem, source=box.name, target=name)
+        """Copy to each target under the same name, part by part, then mark as sent."""
+        try:
+            mail = [(stem, raw)]
+            if message.parts is not None:
+                mail = [(name, message_wire.encode(part)) for name, part in message_wire.split_parts(stem, message)]
+            for target in routing.targets(self._routes(), message):
+                if target != "user":  # a person reads the outbox, or `loom send --wait` does
+                    self._deliver(target, mail)
+                    self.agent.log.info("routed", message=stem, source=box.name, target=target)
+        except Unreadable as error:
+            mailbox.refuse(box, f"{stem}.msg", error.reason, str(error))
+            self.agent.log.error("refused", message=stem, outbox=box.name, reason=error.reason, error=str(error))
+            return
         mailbox.mark_sent(box, stem)
+
+    def _deliver(self, name: str, mail: Sequence[tuple[str, bytes]]) -> None:
+        """Raises Unreadable when the target cannot get this mail."""
+        if not ids.is_agent(name) or not self.home.agent(name).spec.exists():
+            raise Unreadable("no_target", f"there is no agent {ascii(name)[:80]}")
+        try:
+            mailbox.deliver_all(self.home.agent(name), mail)
+        except mailbox.Conflict as error:
+            raise Unreadable("conflict", str(error)) from None
+        wake.ring_agent(self.home.wake, name)
 
     def _routes(self) -> routing.Routes:
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loom.proc.stopping import Leaving, Stopping
-from loom.spool import agents, bodies, fs, locks, mailbox, threads, wake
+from loom.spool import agents, blobs, bodies, fs, locks, mailbox, ndjson, threads, wake
 from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home
 from loom.spool.logs import Log
@@ -25,7 +25,7 @@ from loom.spool.turns import MAX_DEATHS, Turn
 from loom.wire import exits
 from loom.wire import message as wire
 from loom.wire.agent import AgentSpec
-from loom.wire.errors import BadInput, Deadline, Disk, LoomError
+from loom.wire.errors import BadInput, Config, Deadline, Disk, LoomError
 from loom.wire.jsontext import use_orjson
 
 LOOK_EVERY_S = 2.0  # how often a runner without a supervisor looks by itself
@@ -82,7 +82,10 @@ def serve(agent_dir: Path, make_worker: WorkerMaker, drain: bool = False) -> int
 
 
 def serve_loop(agent_dir: Path, make_loop: Callable[[Agent, locks.Incarnation], Loop], drain: bool = False) -> int:
-    """Take the agent's lock, recover, say ready, run; the exit status. Errors become one line and a status."""
+    """Take the agent's lock, set up, say ready, recover, run; the exit status. Errors become one line and a status.
+
+    Ready comes before recovery, because finishing a message that was in work may take as long as a model takes.
+    """
     use_orjson()
     home = Home(agent_dir.parent.parent)
     directory = home.agent(agent_dir.name)
@@ -125,8 +128,8 @@ def _locked(
 ) -> int:
     loop = make_loop(agent, me)
     try:
-        loop.recover()
         _say_ready()
+        loop.recover()
         return loop.run(drain)
     except Leaving as leaving:
         agent.log.info("leaving", signal=leaving.signum)
@@ -222,7 +225,12 @@ class MailboxLoop:
             return
         self._show("running")
         self.agent.log.info("claimed", message=stem, origin=claimed.message.origin, attempt=attempt)
-        turn = Turn(box.turn(stem, attempt), self.agent.home.blobs)
+        try:
+            turn = Turn(box.turn(stem, attempt), self.agent.home.blobs)
+        except (ndjson.Damaged, blobs.BlobDamaged) as error:
+            broken = LoomError(f"the turn record is damaged: {error}", kind="damaged", hint="retry begins a new one")
+            self._fail(claimed, attempt, broken, time.time_ns() // 1000)
+            return
         try:
             self._work(claimed, attempt, turn)
         except Leaving:
@@ -286,14 +294,21 @@ class MailboxLoop:
         thread_name = thread_of(claimed.message)
         reply = mailbox.find_reply(box, box.name, stem, attempt)
         if thread_name and reply is not None:
-            thread = wait_for_thread(self.agent, thread_name)
-            try:
-                thread.append(stem, [("user", self._text(claimed.message)), ("assistant", self._text(reply))])
-            finally:
-                thread.close()
+            self._tell_thread(thread_name, claimed, reply)
         mailbox.acknowledge(box, stem)
         self.agent.log.info("finished", message=stem)
         self._ring_router()
+
+    def _tell_thread(self, name: str, claimed: Claimed, reply: wire.Message) -> None:
+        try:
+            thread = wait_for_thread(self.agent, name)
+        except Config as error:  # damaged; the answer is out and must not wait for it
+            self.agent.log.error("conversation", thread=name, error=error.line())
+            return
+        try:
+            thread.append(claimed.stem, [("user", self._text(claimed.message)), ("assistant", self._text(reply))])
+        finally:
+            thread.close()
 
     def _text(self, message: wire.Message) -> str:
         """The whole body, or what the message itself has of it."""

@@ -30,10 +30,10 @@ from loom.daemons.incarnations import Incarnations
 from loom.daemons.sights import Sights
 from loom.daemons.ward import TROUBLE_S, Ward
 from loom.proc import pidfd, spawn, tree
-from loom.spool import agents, fs, locks, wake
+from loom.spool import agents, fs, goals, locks, wake
 from loom.spool.home import open_home
 from loom.spool.layout import Home, default_home
-from loom.wire import exits, ids
+from loom.wire import exits
 from loom.wire.agent import AgentSpec, Restart
 from loom.wire.errors import Config, LoomError, TryLater
 from loom.wire.jsontext import dumps
@@ -285,7 +285,7 @@ class Supervisor:
         self._ward.leave()
 
     def _is_needed(self) -> bool:
-        return self._ward.is_needed(but=ROUTER) or has_running_goal(self.home)
+        return self._ward.is_needed(but=ROUTER) or bool(goals.live(self.home))
 
     def say(self, level: str, event: str, **fields: object) -> None:
         """One line on our own stderr, which is logs/supervisor.log when we were started on demand."""
@@ -294,18 +294,6 @@ class Supervisor:
             os.write(2, line + b"\n")
         except OSError:
             pass
-
-
-def has_running_goal(home: Home) -> bool:
-    """Whether a goal has begun, or is about to, and has not ended."""
-    try:
-        found = os.listdir(home.goals)
-    except FileNotFoundError:
-        return False
-    goals = (home.goal(name) for name in found if ids.is_goal(name))
-    return any(
-        (goal.journal.exists() or goal.document.exists()) and not (goal.path / "ended").exists() for goal in goals
-    )
 
 
 def _catch_signals() -> tuple[int, int]:

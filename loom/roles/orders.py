@@ -6,6 +6,7 @@ Everything quoted from a goal, a file, a result or a model stands behind `> ` or
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -175,7 +176,8 @@ def _results(payload: Mapping[str, Any]) -> Iterable[str]:
     results = payload.get("results", [])
     if results:
         parts = [
-            f"### {code(r['id'])}: {one_line(r['title'])}\n{quoted(cut(r['summary'], MAX_RESULT_CHARS))}" for r in results
+            f"### {code(r['id'])}: {one_line(r['title'])}\n{quoted(cut(r['summary'], MAX_RESULT_CHARS))}"
+            for r in results
         ]
         yield "## Results of earlier subtasks\n" + "\n\n".join(parts)
 
@@ -205,9 +207,7 @@ def code(text: str) -> str:
     """A name as it is, in more backticks than it has in a row; what cannot be shown in a line is escaped."""
     if not text.isprintable():
         text = ascii(text)[1:-1]
-    ticks = "`"
-    while ticks in text:
-        ticks += "`"
+    ticks = "`" * (_longest_run(text) + 1)
     if text[:1] == "`" or text[-1:] == "`" or (text[:1] == " " == text[-1:] and text.strip()):
         text = f" {text} "  # of a space on either side one is taken off again (CommonMark)
     return f"{ticks}{text}{ticks}"
@@ -227,7 +227,10 @@ def fenced(text: str) -> str:
     No line of a difference begins with `#`; should one do so all the same, it is moved by a space.
     """
     text = "\n".join(f" {line}" if line.startswith("#") else line for line in text.splitlines())
-    ticks = "```"
-    while ticks in text:
-        ticks += "`"
+    ticks = "`" * max(3, _longest_run(text) + 1)
     return f"{ticks}diff\n{text}\n{ticks}"
+
+
+def _longest_run(text: str) -> int:
+    """How many backticks stand in a row at most."""
+    return max((len(run) for run in re.findall("`+", text)), default=0)

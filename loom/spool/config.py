@@ -62,8 +62,10 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise Config(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, ArithmeticError) as error:
         raise Config(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise Config(f"{path}: nested too deeply") from None
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):
@@ -82,12 +84,22 @@ def _walk(node: Any, prefix: str, path: Path, found: dict[str, tuple[Any, str]],
             raise Config(f"{where}: a key must be a word")
         key = f"{prefix}{key_node.value}"
         if isinstance(value_node, yaml.MappingNode):
-            _walk(value_node, f"{key}.", path, found, loader)
+            # Asked before going on: an alias can make a mapping hold itself, or more than there are atoms.
+            if wire.is_group(key):
+                _walk(value_node, f"{key}.", path, found, loader)
+            elif wire.row_of(key) is None:
+                wire.check(key, None, where)
+            else:
+                raise Config(f"{where}: {key} is a mapping, expected one value")
             continue
         try:
             value = loader.construct_object(value_node, deep=True)
         except yaml.YAMLError as error:
             raise Config(f"{where}: {key} cannot be read: {error}") from None
+        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise Config(f"{where}: {key} cannot be read: {type(error).__name__}: {error}") from None
+        if value is None and wire.is_group(key):
+            continue  # a heading whose lines are all commented out
         if key in found:
             raise Config(f"{where}: {key} is set twice, first in {found[key][1]}")
         found[key] = (value, where)

@@ -11,6 +11,7 @@ from typing import Any
 
 from loom.spool import fs, locks, ndjson
 from loom.spool.layout import AgentDir
+from loom.wire.errors import Config
 
 _MAX_TEXT_BYTES = ndjson.MAX_LINE_BYTES - 1024
 
@@ -49,7 +50,10 @@ def _cut(text: str) -> str:
 
 
 def hold(agent: AgentDir, thread: str) -> Thread | None:
-    """Open a conversation for one turn, or None when another process is in the middle of one."""
+    """Open a conversation for one turn, or None when another process is in the middle of one.
+
+    Raises Config when the file is damaged in its middle: what was said there is for a person to decide.
+    """
     path = agent.conversation(thread)
     fs.ensure_dir(path.parent)
     lock = locks.acquire(path.with_suffix(".lock"))
@@ -57,6 +61,9 @@ def hold(agent: AgentDir, thread: str) -> Thread | None:
         return None
     try:
         return Thread(path, lock)
+    except ndjson.Damaged as error:
+        lock.release()
+        raise Config(f"a conversation is damaged: {error}", hint="mend that line or move the file away") from None
     except BaseException:
         lock.release()
         raise

@@ -60,7 +60,34 @@ def from_json(raw: Mapping[str, Any]) -> GoalSpec:
     if raw["v"] != VERSION:
         raise ValueError(f"goal version {raw['v']!r}, this loom reads {VERSION}")
     fields = {k: v for k, v in raw.items() if k != "v"}
-    return GoalSpec(**{**fields, "limits": Limits(**fields["limits"]), "models": dict(fields["models"])})
+    models, limits = dict(fields["models"]), Limits(**fields["limits"])
+    if not all(isinstance(models.get(role), str) for role in _ROLES) or not all(map(_is_str, models.values())):
+        raise ValueError(f"'models' does not name a model for each of {', '.join(_ROLES)}")
+    spec = GoalSpec(**{**fields, "limits": limits, "models": models})
+    for record in (spec, limits):
+        for name, what in _TYPES[type(record)].items():
+            value = getattr(record, name)
+            if not isinstance(value, what) or (isinstance(value, bool) and what is not bool):
+                raise ValueError(f"field {name!r} is of the wrong type")
+    return spec
+
+
+def _is_str(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_ROLES = ("planner", "executor", "verifier")
+_TYPES: Mapping[type, Mapping[str, Any]] = {
+    GoalSpec: {
+        **dict.fromkeys(("id", "text", "by", "source", "gates", "cwd"), str),
+        **dict.fromkeys(("created_ms", "umask"), int),
+        "land": bool,
+    },
+    Limits: {
+        **dict.fromkeys(("max_subtasks", "max_attempts", "max_replans"), int),
+        **dict.fromkeys(("min_confidence", "order_timeout_s"), int | float),
+    },
+}
 
 
 def encode(spec: GoalSpec) -> bytes:
@@ -75,6 +102,7 @@ def decode(data: bytes, where: str) -> GoalSpec:
     try:
         text = data.decode("utf-8")
         _, front, body = text.split(_FENCE, 2)
-        return from_json({**loads_object(front.encode()), "text": body[1:-1]})
+        said = body.removeprefix("\n").removesuffix("\n")
+        return from_json({**loads_object(front.encode()), "text": said})
     except (UnicodeDecodeError, Malformed, KeyError, TypeError, ValueError) as error:
         raise Config(f"{where} is not a goal: {error}") from None

@@ -19,7 +19,7 @@ _THREAD = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SUBTASK = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _GOAL = re.compile(r"[0-9]{8}-[a-z0-9]+(?:-[a-z0-9]+)*")
 _STEM = re.compile(r"[0-9]{13}-[0-7][0-9A-HJKMNP-TV-Z]{25}")
-_RESERVED = re.compile(r"(?:planner|executor|verifier|keeper)(?:-.*)?|router|supervisor|user")
+_RESERVED = re.compile(r"(?:planner|executor|verifier|keeper).*|router|supervisor|user")
 
 POOL_ROLES = ("planner", "executor", "verifier", "keeper")
 

@@ -11,6 +11,7 @@ from loom.wire.jsontext import MAX_DEPTH, Malformed, dumps, loads_object, too_de
 
 VERSION = 1
 MAX_BYTES = 1 << 20
+MAX_ATTEMPTS = 16  # as far as an attempt is looked for by the name of its reply
 
 
 class Unreadable(Exception):
@@ -153,3 +154,17 @@ def reply_to(
         trace=request.trace,
     )
     return stem, replace(message, **fields)
+
+
+def split_parts(stem: str, reply: Message) -> list[tuple[str, Message]]:
+    """The parts of a reply as messages, each under the reply's name with that part's number.
+
+    Every part keeps the reply's sender, origin and thread.
+    """
+    request = reply.origin.rpartition("/")[2]
+    attempt = next((n for n in range(MAX_ATTEMPTS) if ids.reply_stem(reply.from_, request, n) == stem), 0)
+    found = []
+    for number, body in enumerate(reply.parts or (), 1):
+        name = ids.reply_stem(reply.from_, request, attempt, number)
+        found.append((name, replace(reply, id=ids.ulid_of(name), body=body, parts=None)))
+    return found

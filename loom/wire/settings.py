@@ -7,8 +7,10 @@ with the nearest right word.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from loom.wire.errors import Config
@@ -84,17 +86,17 @@ def check(key: str, value: Any, where: str) -> Any:
     """The value of one key, of the row's type. Raises Config naming `where`, the key and what was expected."""
     row = row_of(key)
     if row is None:
-        close = difflib.get_close_matches(key, [s.key for s in TABLE], 1, 0.5)
+        close = difflib.get_close_matches(key[:200], [s.key for s in TABLE], 1, 0.5)
         hint = f"did you mean {close[0]!r}?" if close else "all settings: loom config"
-        raise Config(f"{where}: there is no setting {key!r}", hint=hint)
+        raise Config(f"{where}: there is no setting {_shown(key)}", hint=hint)
     if value is None:
         return row.default
     if not _fits(row, value):
         least = f" of at least {row.least:g}" if row.type in ("int", "float") else ""
-        raise Config(f"{where}: {key} is {value!r}, expected a {row.type}{least}")
+        raise Config(f"{where}: {key} is {_shown(value)}, expected a {row.type}{least}")
     if row.choices and value not in row.choices:
         known = ", ".join(c for c in row.choices if c)
-        raise Config(f"{where}: {key} is {value!r}", hint=f"this version knows: {known}")
+        raise Config(f"{where}: {key} is {_shown(value)}", hint=f"this version knows: {known}")
     return tuple(value) if row.type == "str list" else value
 
 
@@ -106,7 +108,22 @@ def _fits(row: Setting, value: object) -> bool:
     if isinstance(value, bool):
         return row.type == "bool"
     number = isinstance(value, int) if row.type == "int" else isinstance(value, int | float)
-    return number and value >= row.least  # type: ignore[operator]
+    return number and row.least <= value < inf  # type: ignore[operator]
+
+
+def _shown(value: object) -> str:
+    """A value in a few words, however large: aliases make a small YAML file into a very large value."""
+    return reprlib.repr(value)
+
+
+def is_group(prefix: str) -> bool:
+    """Whether settings begin with these dotted words and go on."""
+    parts = prefix.split(".")
+    patterns = (row.key.split(".") for row in TABLE)
+    return any(
+        len(pattern) > len(parts) and all(p in ("*", k) for p, k in zip(pattern, parts, strict=False))
+        for pattern in patterns
+    )
 
 
 def providers(settings: Settings) -> dict[str, Provider]:

@@ -13,6 +13,7 @@ from runner_bench import Bench, call, script
 from support import wait_until
 
 from loom.proc import pidfd
+from loom.spool import agents, mailbox
 
 # A tool that says on a FIFO that it has begun, notes it, and waits for the FIFO before it answers.
 WAITS = """
@@ -158,6 +159,18 @@ def test_killed_after_the_answer_it_only_finishes(tmp_path: Path) -> None:
     assert bench.agent.processed(stem).exists()
     assert len(bench.turn(stem)) == before, "no work was done on it"
     assert bench.agent.conversation("main").read_text().count("\n") == 2
+
+
+def test_a_damaged_turn_record_fails_its_message_and_retry_begins_anew(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    stem, after = bench.send("hello"), bench.send("next")
+    bench.agent.turn(stem, 0).write_text('garbage\n{"t":"released"}\n')
+    assert bench.drain() == (0, "")
+    assert bench.error(stem)["error_type"] == "damaged"
+    assert bench.reply(after).body == "next"
+    assert mailbox.retry(bench.agent, "x", stem, agents.now_text())
+    assert bench.drain() == (0, "")
+    assert bench.reply(stem, attempt=1).body == "hello"
 
 
 def test_no_process_of_a_killed_runner_s_tool_is_left(tmp_path: Path, gate: Path) -> None:

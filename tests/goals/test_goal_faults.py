@@ -271,8 +271,8 @@ elif request["messages"][-1]["role"] == "tool":
     print("done")
 else:
     text = next(m["text"] for m in request["messages"] if m["role"] == "user")
-    content = "2 + 2 = 4\\n" if "the sum is wrong" in text else "2 + 2 = 5\\n"
-    print(json.dumps({{"reply": {{"calls": [{{"name": "write-file", "input": {{"path": "one.md", "content": content}}}}]}}}}))
+    what = {{"path": "one.md", "content": "2 + 2 = 4\\n" if "the sum is wrong" in text else "2 + 2 = 5\\n"}}
+    print(json.dumps({{"reply": {{"calls": [{{"name": "write-file", "input": what}}]}}}}))
 """
     done = world.run("--land", model=world.program(source))
     assert done.status == 0, done.err

@@ -346,6 +346,10 @@ def _on_report(state: GoalState, sub: SubState, report: Mapping[str, Any]) -> li
 
 
 def _verdict_event(sub: SubState, report: Mapping[str, Any], data: Mapping[str, Any]) -> Propose:
+    findings = data.get("findings", [])
+    inconclusive, why = data.get("inconclusive") is True, data.get("why", "")
+    if data.get("passed") is True and any(f["severity"] == "blocker" for f in findings):
+        inconclusive, why = True, "the verdict passes and has a blocker"
     return Propose(
         "verdict.recorded",
         {
@@ -353,11 +357,11 @@ def _verdict_event(sub: SubState, report: Mapping[str, Any], data: Mapping[str, 
             "attempt": sub.attempt,
             "judge": report["agent"],
             "changes": sub.changes,
-            "passed": data.get("passed") is True and data.get("inconclusive") is not True,
+            "passed": data.get("passed") is True and not inconclusive,
             "confidence": data.get("confidence", 0.0),
-            "findings": data.get("findings", []),
-            "inconclusive": data.get("inconclusive") is True,
-            "why": data.get("why", ""),
+            "findings": findings,
+            "inconclusive": inconclusive,
+            "why": why,
         },
     )
 
