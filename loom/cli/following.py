@@ -14,7 +14,7 @@ from loom.wire.errors import Config, TryLater
 from loom.wire.event import Event
 
 LOOK_S = 1.0
-MAX_FAILURES = 5
+GIVE_UP_S = 30.0
 
 
 class Follower:
@@ -23,7 +23,7 @@ class Follower:
     def __init__(self, home: Home, goal: GoalDir) -> None:
         self.home, self.goal = home, goal
         self.state: GoalState | None = None
-        self._failures = 0
+        self._served_s = time.monotonic()
         self._tail = journal.Tail(goal.journal, home.blobs)
         try:
             self._watch: watch.Watch | None = watch.Watch()
@@ -64,16 +64,16 @@ class Follower:
     def keep_alive(self) -> None:
         """Somebody has to serve the goal: start a supervisor when there is none (any more).
 
-        One that dies before it is ready is no reason to leave. Raises TryLater after MAX_FAILURES of them in a row.
+        One that dies before it is ready is no reason to leave. Raises TryLater when there is none for GIVE_UP_S.
         """
+        now = time.monotonic()
         if locks.is_held(self.home.supervisor_lock):
+            self._served_s = now
             return
         try:
             ensure_supervisor(self.home)
-            self._failures = 0
         except TryLater:
-            self._failures += 1
-            if self._failures >= MAX_FAILURES:
+            if now - self._served_s > GIVE_UP_S:
                 raise
 
     def _wait(self) -> None:

@@ -20,12 +20,12 @@ ARROWS: dict[str, set[str]] = {
     "wire": set(),
     "core": {"wire"},
     "spool": {"wire"},
-    "proc": {"wire", "spool"},
-    "models": {"wire", "spool", "proc"},
-    "roles": {"wire", "core"},
+    "proc": {"wire"},
+    "models": {"wire"},
+    "roles": {"wire", "core", "spool", "proc", "models"},
     "daemons": {"wire", "core", "spool", "proc", "models", "roles"},
-    "cli": {"wire", "core", "spool", "proc", "models", "roles"},
-    "fronts": {"wire", "core", "spool", "proc", "models", "roles"},
+    "cli": {"wire", "core", "spool", "proc", "models"},
+    "fronts": {"wire", "core", "spool"},
 }
 
 # (module, room or module it also imports): why. `cli` names daemons by string only.

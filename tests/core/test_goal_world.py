@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from goal_sim import INCONCLUSIVE, TIMEOUT_US, World, spec, subtask, verdict
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -191,12 +191,12 @@ class GoalMachine(RuleBasedStateMachine):
             assert self.world.state.quiet, self.world.state.status
 
 
-GoalMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None, derandomize=True)
+GoalMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, phases=(Phase.generate, Phase.shrink))
 TestGoalMachine = pytest.mark.filterwarnings("ignore")(GoalMachine.TestCase)
 
 
 @given(st.data(), goals(), pools())
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=400, deadline=None, phases=(Phase.generate, Phase.shrink))
 def test_every_goal_ends_and_every_kill_is_survived(data: st.DataObject, goal: Any, pools: dict[str, int]) -> None:
     world = World(goal, pools)
     world.settle(data.draw(st.integers(0, 2)))

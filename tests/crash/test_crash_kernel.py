@@ -1,7 +1,7 @@
 """Every workflow of the kernel, killed, torn and failed at every file change it makes.
 
 By default each point once, with a sample of errors and second kills: under a minute. `LOOM_CRASH=full` (or the
-marker `slow`) tries every error at every call and many second kills at each point.
+marker `full`) tries every error at every call and many second kills at each point.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def test_killed_again_while_it_recovers_nothing_is_lost_or_done_twice(case: Case
     assert report.counts["double"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", KERNEL, ids=lambda case: case.name)
 def test_every_error_at_every_call_and_many_second_kills(case: Case):

@@ -1,6 +1,6 @@
 """The runner and a whole goal, killed and failed at every file change they make.
 
-By default the runner at every call and the goal at a sample of them, under a minute; marked slow (and with
+By default the runner at every call and the goal at a sample of them, under a minute; marked full (and with
 LOOM_CRASH=full) at all of them, with every error and second kills.
 """
 
@@ -46,7 +46,7 @@ def test_killed_again_while_it_recovers_nothing_is_lost_or_done_twice(case: Case
     assert report.counts["double"]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_a_goal_killed_at_every_call():
     report = explore(PROCESSES[-1], seed=SEED)
