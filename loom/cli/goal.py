@@ -241,7 +241,10 @@ def land(goal: str) -> int:
     """Bring the result into the workspace the goal was started on; refused when files changed there meanwhile."""
     state, _ = _ask(goal, "land", ("goal.landed",))
     if state.landing != "landed":
-        raise WorkFailed(progress.landed(state), hint="nothing was written; move your changes aside and try again")
+        again = f"loom goal land {state.spec.id}"
+        changed = f"nothing was written; move your changes aside, then: {again}"
+        failed = f"it may have been done in part and can be repeated: {again}"
+        raise WorkFailed(progress.landed(state), hint=failed if state.landed.get("reason") else changed)
     printing.note(progress.landed(state))
     return exits.DONE
 

@@ -44,33 +44,11 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
 )
 # Words that are taken: what they will mean stands in docs/cli.md.
 PLANNED = frozenset(
-    [
-        "up",
-        "down",
-        "route",
-        "unroute",
-        "routes",
-        "pipe",
-        "pipes",
-        "why",
-        "top",
-        "trace",
-        "search",
-        "playbook",
-        "skill",
-        "tool",
-        "model",
-        "policy",
-        "schedule",
-        "serve",
-        "mcp-serve",
-        "tui",
-        "bot",
-        "fsck",
-        "gc",
-        "demo",
+    (
+        *("up", "down", "route", "unroute", "routes", "pipe", "pipes", "why", "top", "trace", "search", "playbook"),
+        *("skill", "tool", "model", "policy", "schedule", "serve", "mcp-serve", "tui", "bot", "fsck", "gc", "demo"),
         "conformance",
-    ]
+    )
 )
 
 COMMANDS = {name: entry for _, commands in GROUPS for name, entry in commands.items()}

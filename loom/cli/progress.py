@@ -58,6 +58,8 @@ def landed(state: GoalState) -> str:
         written = state.landed.get("written", [])
         shown = ", ".join(written[:5]) + (f" and {len(written) - 5} more" if len(written) > 5 else "")
         return f"landed in {state.spec.source}: {shown or 'nothing had changed'}"
+    if reason := state.landed.get("reason"):
+        return f"not landed: {reason}"
     conflicts = state.landed.get("conflicts", [])
     return f"not landed, changed meanwhile: {', '.join(conflicts[:5])}"
 

@@ -11,16 +11,13 @@ from typing import Any
 
 import click
 
-from loom.cli import printing, progress
-from loom.cli.ensure import supervisor_environment
+from loom.cli import model_names, printing, progress
 from loom.cli.following import Follower, take_up
 from loom.cli.homes import open_home
-from loom.models.base import ModelContext
-from loom.models.registry import check_model
-from loom.spool import config, fs, goals, secrets, wake
+from loom.spool import config, fs, goals, wake
 from loom.spool.config import Loaded
 from loom.spool.layout import GoalDir, Home
-from loom.wire import exits, ids, settings
+from loom.wire import exits, ids
 from loom.wire.errors import BadInput, Config, NotFound
 from loom.wire.goal import GoalSpec, Limits
 from loom.wire.times import day_of
@@ -55,7 +52,7 @@ def cli(
         raise BadInput("--land needs a workspace to land in", hint="name it: -w DIR")
     home = open_home()
     loaded = config.load(home, os.environ)
-    models = _models(home, loaded, model)
+    models, env = _models(home, loaded, model)
     now_ms = time.time_ns() // 1_000_000
     spec = GoalSpec(
         id=ids.goal_id(text, day_of(now_ms).replace("-", ""), os.urandom(4)),
@@ -68,6 +65,7 @@ def cli(
         land=land,
         umask=_umask(),
         cwd=str(Path.cwd()),
+        env=env,
         limits=_limits(loaded),
     )
     directory = goals.create(home, spec)
@@ -116,9 +114,9 @@ def _source(workspace: str | None) -> str:
     return str(path.resolve())
 
 
-def _models(home: Home, loaded: Loaded, flag: str | None) -> dict[str, str]:
-    """Model by role; each is checked as the processes that will use it see the world: without our keys."""
-    models: dict[str, str] = {}
+def _models(home: Home, loaded: Loaded, flag: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """(model by role, the variables they need), checked as the processes see the world that will ask them."""
+    named: dict[str, str] = {}
     for role in ROLES:
         name = flag or loaded[f"models.{role}"] or loaded["model"]
         if not name:
@@ -126,20 +124,17 @@ def _models(home: Home, loaded: Loaded, flag: str | None) -> dict[str, str]:
                 f"no model for the {role}",
                 hint="give --model (try: --model builtin), or set `model` in config.yml",
             )
-        models[role] = name
+        named[role] = name
     if flag is None:
-        models |= {f"executor-{tier}": m for tier in (2, 3) if (m := loaded.get(f"models.tiers.{tier}"))}
-    env = supervisor_environment(home.path, os.environ)
-    context = ModelContext(
-        env=env,
-        providers=settings.providers(loaded.values),
-        secret=lambda name: secrets.get(home, name),
-        default_provider=loaded["default_provider"],
-        cwd=str(Path.cwd()),
-    )
+        named |= {f"executor-{tier}": m for tier in (2, 3) if (m := loaded.get(f"models.tiers.{tier}"))}
+    models: dict[str, str] = {}
+    env: dict[str, str] = {}
+    for role, name in named.items():
+        models[role], needed = model_names.settle(home, loaded, name)
+        env |= needed
     for name in dict.fromkeys(models.values()):
-        check_model(name, context)
-    return models
+        model_names.check(home, loaded, name, env, str(Path.cwd()))
+    return models, env
 
 
 def _limits(loaded: Loaded) -> Limits:

@@ -223,6 +223,7 @@ class Goal:
             tools=decision.tools,
             workspace=str(tree) if tree is not None and decision.tools else "",
             cwd=self.state.spec.cwd,
+            env=self.state.spec.env if decision.model else {},
             payload=self._resolved({**decision.payload, **_place(decision)}),
         )
         return Message(

@@ -7,6 +7,7 @@ carried out again after a crash and then finds its work done.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ class KeeperWorker:
             fs.remove_tree(building)
             source = str(payload["source"])
             if source:
-                trees.copy(Path(source), building, without=self.agent.home.path)
+                _copy(Path(source), building, without=self.agent.home.path)
             else:
                 fs.ensure_dir(building)
             fs.sync_tree(building)
@@ -143,7 +144,12 @@ class KeeperWorker:
         result = trees.scan(goal.workspace)
         changes = [c for c in trees.compare(base, result) if c.before != c.after or _is_other_kind(c)]
         trees.store(self.agent.home.blobs, source, goal.workspace, changes)
-        applied = trees.apply(source, changes, self.agent.home.blobs, goal.id, goals.read_spec(goal).umask)
+        try:
+            applied = trees.apply(source, changes, self.agent.home.blobs, goal.id, goals.read_spec(goal).umask)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise WorkFailed(f"{error.filename or source} cannot be written: {error.strerror}") from None
         written = [] if applied.conflicts else [c.path for c in changes]
         return {"written": written, "conflicts": list(applied.conflicts)}
 
@@ -152,6 +158,14 @@ class KeeperWorker:
 
     def _get(self, digest: str) -> dict[str, Any]:
         return loads_object(blobs.get(self.agent.home.blobs, digest))
+
+
+def _copy(source: Path, building: Path, without: Path) -> None:
+    """trees.copy() of a person's tree: what may not be read there is no trouble of the disk, and no try will help."""
+    try:
+        trees.copy(source, building, without=without)
+    except PermissionError as error:
+        raise BadInput(f"{error.filename or source} may not be read", kind="not_permitted") from None
 
 
 def _shown(listed: Sequence[list[Any]]) -> list[list[Any]]:

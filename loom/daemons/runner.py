@@ -88,7 +88,7 @@ class RoleWorker:
         agent, message = self.agent, claimed.message
         order = orders.decode(message.kind, message.data or {})
         env = loom_env(agent.home, agent.dir.name, agent.dir.path, order.workspace, message.goal)
-        context = model_context(agent.home, dict(os.environ), order.cwd, env)
+        context = model_context(agent.home, {**os.environ, **order.env}, order.cwd, env)
         model = open_model(order.model, context, role=order.role)
         tools = grant(order.tools, tool_dirs(agent.home, None), env, order.workspace or str(agent.dir.path))
         first = orders.request(order, model.name, list(tools.specs.values()))

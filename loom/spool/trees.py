@@ -125,6 +125,8 @@ def _copy_below(
         except FileNotFoundError:
             if _is_there(entry.name, source):
                 raise
+        except PermissionError:
+            raise BadInput(f"{path} may not be read", kind="not_permitted") from None
 
 
 def _copy_one(fd: int, target: Path, manifest: Manifest, total: list[int]) -> Entry:

@@ -36,6 +36,7 @@ class GoalSpec:
     land    bring the result into the source when done; `by` asked for it
     umask   of whoever asked: what landed files may be
     cwd     what relative exec/ and script/ model names start from
+    env     where the models' servers are, when variables of the caller say so; never a key
     """
 
     id: str
@@ -48,6 +49,7 @@ class GoalSpec:
     land: bool = False
     umask: int = 0o077
     cwd: str = "."
+    env: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
 
 

@@ -26,6 +26,7 @@ class Order:
     """One order. Model, tools and places travel with it, because pool agents belong to no goal.
 
     workspace  the tree the tools may touch, '' for none; `cwd` is what relative exec/ and script/ names start from
+    env        where the model's server is, when it is told by a variable; never a key
     payload    what the kind needs: see loom/roles/ for plan, execute, verify and loom/daemons/keeper.py for the rest
     """
 
@@ -34,6 +35,7 @@ class Order:
     tools: tuple[str, ...] = ()
     workspace: str = ""
     cwd: str = "."
+    env: Mapping[str, str] = field(default_factory=dict)
     payload: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -47,6 +49,7 @@ def to_json(order: Order) -> dict[str, Any]:
         "tools": list(order.tools),
         "workspace": order.workspace,
         "cwd": order.cwd,
+        "env": dict(order.env),
         "payload": dict(order.payload),
     }
 
@@ -61,7 +64,10 @@ def decode(kind: str, data: Mapping[str, Any]) -> Order:
         raise BadInput(f"the order {kind!r} has no payload or no list of tools", kind="bad_order")
     if not all(isinstance(t, str) for t in texts.values()):
         raise BadInput(f"the order {kind!r} has a field of the wrong type", kind="bad_order")
-    return Order(kind, texts["model"], tuple(tools), texts["workspace"], texts["cwd"] or ".", payload)
+    env = data.get("env", {})
+    if not isinstance(env, Mapping) or not all(isinstance(v, str) for v in env.values()):
+        raise BadInput(f"the order {kind!r} has an environment that is not one of strings", kind="bad_order")
+    return Order(kind, texts["model"], tuple(tools), texts["workspace"], texts["cwd"] or ".", env, payload)
 
 
 def report_fault(kind: str, data: Mapping[str, Any]) -> str:

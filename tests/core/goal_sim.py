@@ -72,6 +72,7 @@ class World:
         self.payloads: dict[str, Dispatch] = {}
         self.monitor = Monitor()
         self._count = 0
+        self.failed = False  # a rule was broken: nothing more can be learnt
         data = {"goal": goal_wire.to_json(goal or spec())}
         self.state = fold([self._record("goal.created", data, "goal.md")])
         self.monitor.max_attempts = self.state.spec.limits.max_attempts
@@ -94,7 +95,13 @@ class World:
         live = Event(event.seq, event.ts, type_, {}, event.cause, data, "")
         self.state = reduce(before, live)
         assert self.state == reduce(before, event)
+        self.failed = True
         self.monitor.saw(before, event, self.state)
+        self.failed = False
+
+    def force(self, type_: str, data: Mapping[str, Any]) -> None:
+        """An event that no rule is asked about, to come to a state that does not come about by itself."""
+        self.state = reduce(self.state, self._record(type_, data, f"seq:{self.state.seq}"))
 
     def propose(self, type_: str, data: Mapping[str, Any], cause: str = "") -> bool:
         """What a person asks for: refused without consequences when it may not be."""
@@ -237,6 +244,21 @@ class World:
         for kind in kinds:
             self.answer(kind, name)
 
+    def until(self, kind: str, name: str) -> OrderState:
+        """Go on with a subtask until it has this order; others only give the keeper free."""
+        for _ in range(20):
+            if found := self.open(kind, name):
+                return found[0]
+            order = (self.open(name=name) or self.open("prepare"))[0]
+            self.answer(order.kind, order.subtask)
+        raise AssertionError(f"{name} never comes to {kind}")
+
+    def complete(self, *names: str) -> None:
+        """Go on with these subtasks until they are applied."""
+        for name in names:
+            self.until("apply", name)
+            self.answer("apply", name)
+
     def finish(self, rounds: int = 500) -> None:
         """Everybody does well from now on."""
         if self.state.status == "paused":
@@ -355,7 +377,7 @@ class Monitor:
     def _subtask_committed(self, data: Mapping[str, Any]) -> None:
         name = data["subtask"]
         assert self.checked[name] == (data["changes"], True)
-        if self.plan[name]["level"] >= 2:
+        if self.plan[name].get("level", 2) >= 2:
             assert self.verdicts[name]["passed"] and self.verdicts[name]["changes"] == data["changes"]
             assert not [f for f in self.verdicts[name]["findings"] if f["severity"] == "blocker"]
         assert 0 <= data["confidence"] <= 1

@@ -264,7 +264,7 @@ def test_a_waiting_runner_is_woken_by_a_ring(tmp_path: Path) -> None:
     runner.communicate(timeout=30)
 
 
-def test_readiness_is_told_after_recovery(tmp_path: Path) -> None:
+def test_readiness_is_told_with_the_lock_and_what_was_claimed_is_finished(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     stem = bench.send("hello")
     (bench.agent.inbox / f"{stem}.msg").rename(bench.agent.in_progress / f"{stem}.msg")
@@ -277,6 +277,8 @@ def test_readiness_is_told_after_recovery(tmp_path: Path) -> None:
     os.close(write)
     assert os.read(read, 1) == b"\n"
     os.close(read)
+    assert locks.is_held(bench.agent.lock)
+    wait_until(lambda: bench.agent.processed(stem).exists())
     assert bench.reply(stem).body == "hello"
     runner.terminate()
     assert runner.wait(30) == 0

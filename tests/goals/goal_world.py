@@ -139,6 +139,8 @@ class World:
         return self.home.goal(names[number])
 
     def events(self, goal: GoalDir | None = None) -> list[Event]:
+        if not (goal or self.goal()).journal.exists():
+            return []
         return list(journal.read((goal or self.goal()).journal, self.home.blobs))
 
     def types(self, goal: GoalDir | None = None) -> list[str]:

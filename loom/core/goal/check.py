@@ -130,6 +130,9 @@ def _reported(state: GoalState, data: Data) -> list[str]:
 def _plan_accepted(state: GoalState, data: Data) -> list[str]:
     if state.version and state.replans >= state.spec.limits.max_replans:
         return [f"the goal has been planned anew {state.replans} times, the limit is {state.spec.limits.max_replans}"]
+    busy = next((o for o in state.open_orders() if o.subtask), None)
+    if busy is not None:
+        return [f"a plan is being carried out: {busy.agent} has an order"]
     plan, faults = plans.decode(data)
     if plan is None:
         return faults

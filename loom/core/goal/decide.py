@@ -87,9 +87,8 @@ def decide(state: GoalState, now_us: int, free: Mapping[str, Sequence[str]]) -> 
     decisions: list[Decision] = []
     for sub in state.subtasks.values():
         decisions.extend(_advance(state, sub, pool))
-    decisions.extend(_apply(state, pool))
-    decisions.extend(_start(state, pool))
-    return decisions or _end(state)
+    # One after the other, because each looks at the state and not at what was decided a moment ago.
+    return decisions or _apply(state, pool) or _start(state, pool) or _end(state)
 
 
 def _late(state: GoalState, now_us: int) -> list[Decision]:
@@ -478,7 +477,8 @@ def _landing(state: GoalState, pool: _Free) -> list[Decision]:
         return _dispatch(pool, "land", payload=payload)
     if state.landing == "landing" and report is not None and report["kind"] == "land":
         if not report["ok"]:
-            return [Propose("goal.landed", {"ok": False, "written": [], "conflicts": [_failure(report)]})]
+            why = _failure(report)
+            return [Propose("goal.landed", {"ok": False, "written": [], "conflicts": [why], "reason": why})]
         data = report["data"]
         ok = not data["conflicts"]
         return [Propose("goal.landed", {"ok": ok, "written": data["written"], "conflicts": data["conflicts"]})]

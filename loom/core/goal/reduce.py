@@ -246,7 +246,8 @@ def _refused(state: GoalState, data: Data) -> GoalState:
     if data.get("subtask") in state.subtasks:
         return _sub(state, data["subtask"], status="blocked", report=None, reason=reason, final=True)
     if state.ended:
-        return replace(state, landing="conflict", landed={"ok": False, "written": [], "conflicts": [reason]})
+        landed = {"ok": False, "written": [], "conflicts": [reason], "reason": reason}
+        return replace(state, landing="conflict", landed=landed)
     return replace(state, status="failed", reason=reason)
 
 

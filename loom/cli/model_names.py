@@ -1,0 +1,68 @@
+"""Model names as other processes will see them: complete, checked, without the caller's keys (docs/models.md).
+
+A detached agent and the roles of a goal run with the supervisor's cleaned environment. So a name is settled here,
+where the caller's environment is known, and checked against theirs: what would keep them from working is said now.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from loom.cli.ensure import supervisor_environment
+from loom.models.base import ModelContext
+from loom.models.registry import check_model, split_name
+from loom.spool import secrets
+from loom.spool.config import Loaded
+from loom.spool.layout import Home
+from loom.wire import settings
+from loom.wire.errors import Config, LoomError
+
+# Where a provider is told to be by a variable that is no secret: whoever works for the caller keeps it.
+_ADDRESS_OF = {"openai": "OPENAI_BASE_URL", "ollama": "OLLAMA_HOST"}
+
+
+def context(home: Home, loaded: Loaded, env: Mapping[str, str], cwd: str) -> ModelContext:
+    """What models may know, in this environment."""
+    return ModelContext(
+        env=env,
+        providers=settings.providers(loaded.values),
+        secret=lambda name: secrets.get(home, name),
+        default_provider=loaded["default_provider"],
+        cwd=cwd,
+    )
+
+
+def settle(home: Home, loaded: Loaded, name: str) -> tuple[str, dict[str, str]]:
+    """(the name with nothing left that depends on this directory or environment, the variables it needs)."""
+    prefix, rest = split_name(name, context(home, loaded, os.environ, os.getcwd()))
+    if prefix in ("exec", "script") and (prefix == "script" or "/" in rest):
+        rest = str(Path(rest).absolute())
+    variable = _ADDRESS_OF.get(prefix, "")
+    address = os.environ.get(variable, "") if variable else ""
+    return (f"{prefix}/{rest}" if rest else prefix), ({variable: address} if address else {})
+
+
+def check(home: Home, loaded: Loaded, name: str, env: Mapping[str, str], cwd: str) -> None:
+    """Raise what would keep a process with the supervisor's environment and `env` from using this model."""
+    clean = {**supervisor_environment(home.path, os.environ), **env}
+    try:
+        check_model(name, context(home, loaded, clean, cwd))
+    except Config as error:
+        if not _works_here(home, loaded, name, {**os.environ, **env}, cwd):
+            raise
+        provider = name.partition("/")[0]
+        raise Config(
+            f"the key of {provider} is only in this environment, which processes of the supervisor do not get",
+            hint=f"store it with: loom secret set {provider}",
+            kind=error.kind,
+        ) from None
+
+
+def _works_here(home: Home, loaded: Loaded, name: str, env: Mapping[str, str], cwd: str) -> bool:
+    try:
+        check_model(name, context(home, loaded, env, cwd))
+    except LoomError:
+        return False
+    return True
