@@ -16,8 +16,9 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -33,6 +34,9 @@ _STDERR_TAIL_BYTES = 8 << 10
 _PIECE_BYTES = 1 << 16
 _TICK_S = 0.05  # how often to look for the program's end where there is no pidfd
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
+
+
+_PR_SET_PDEATHSIG = 1
 
 
 class ExecModel:
@@ -166,6 +170,7 @@ class _Child:
                 cwd=self._cwd,
                 bufsize=0,
                 start_new_session=True,
+                preexec_fn=_dies_with(os.getpid()),
             )
         except FileNotFoundError as error:
             raise errors.NotFound(
@@ -281,3 +286,22 @@ class _Child:
         assert self._process.stderr
         self._stderr += self._read(self._process.stderr.fileno())
         del self._stderr[:-_STDERR_TAIL_BYTES]
+
+
+def _dies_with(parent: int) -> Callable[[], None] | None:
+    """What makes a child die when we are killed and cannot end it ourselves; Linux only.
+
+    Runs between fork and exec, which is safe because we have one thread. Everything is looked up before.
+    """
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+
+    def in_the_child() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:  # we died before it asked to die with us
+            os._exit(1)
+
+    return in_the_child

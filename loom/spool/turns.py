@@ -111,7 +111,12 @@ class Turn:
 
     def _resolve(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
         digest = record.get("blob")
-        return loads_object(blobs.get(self._blobs, digest), _BLOB_DEPTH) if isinstance(digest, str) else record
+        if not isinstance(digest, str):
+            return record
+        try:
+            return loads_object(blobs.get(self._blobs, digest), _BLOB_DEPTH)
+        except FileNotFoundError:
+            raise blobs.BlobDamaged(f"{self._file.path}: the blob {digest} of a record is missing") from None
 
     def _replay(self, record: Mapping[str, Any]) -> None:
         match record.get("t"):

@@ -134,9 +134,10 @@ class World:
     # -- what there is to see ------------------------------------------------------------------------------------
 
     def goal(self, number: int = 0) -> GoalDir:
-        """The goals by name; with one goal, that goal."""
-        names = wait_until(lambda: len(found := goals.names(self.home)) > number and found)
-        return self.home.goal(names[number])
+        """The goal that was made so many goals after the first."""
+        found = wait_until(lambda: len(names := goals.names(self.home)) > number and names)
+        made = sorted(map(self.home.goal, found), key=lambda goal: goal.document.stat().st_mtime_ns)
+        return made[number]
 
     def events(self, goal: GoalDir | None = None) -> list[Event]:
         if not (goal or self.goal()).journal.exists():

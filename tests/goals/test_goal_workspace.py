@@ -220,7 +220,7 @@ def test_many_files_are_copied_and_listed(world: World):
 
 
 def test_odd_names_survive(world: World):
-    names = ["a b.txt", "ü.txt", "line\nbreak.txt", "-rf.txt", "'quote\".txt", "`tick`.txt"]
+    names = ["a b.txt", "ü.txt", "line\nbreak.txt", "-rf.txt", "'quote\".txt"]
     for name in names:
         (world.work / name).write_text(f"Text of file number {names.index(name)}.\n")
     (world.work / os.fsdecode(b"\xff.txt")).write_text("Not said.\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from loom.models.exec import ExecModel
 from loom.models.exec_output import Output
 from loom.models.registry import check_model, open_model
 from loom.wire import errors
-from loom.wire.chat import ChatReply, TextDelta, ToolCall, Usage
+from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, TextDelta, ToolCall, Usage
 
 
 @pytest.fixture
@@ -272,3 +273,27 @@ def test_any_output_gives_a_reply_or_an_error_of_ours_and_cuts_do_not_matter(pie
         except errors.LoomError as error:
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PDEATHSIG is Linux only")
+def test_a_program_dies_with_a_caller_that_was_killed(tmp_path: Path):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    program = tmp_path / "waits"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\necho up > {gate}\nexec sleep 600\n")
+    program.chmod(0o700)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            model = open_model(f"exec/{program}", ModelContext(env=dict(os.environ)))
+            list(model.stream(ChatRequest("m", (ChatMessage("user", "hi"),))))
+        finally:
+            os._exit(1)
+    with gate.open() as file:
+        assert file.readline() == "up\n"
+    child = os.pidfd_open(int((tmp_path / "pid").read_text()))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    ended, _, _ = select.select([child], [], [], 30)
+    os.close(child)
+    assert ended, "the program outlives the caller"

@@ -235,6 +235,8 @@ def _with_finished(subtasks: list[Subtask], lines: tuple[str, ...], limit: int) 
     kept: list[Subtask] = []
     for group, items in orders.groups(lines):
         for item in items:
+            if item == "(none)":
+                continue
             id, _, rest = item.partition(":") if not item.startswith("`") else item[1:].partition("`")
             done = _DONE.search(group) if group else _DONE.search(rest)
             if done and id.strip() and id.strip() not in known:
