@@ -119,7 +119,8 @@ def _content(path: str, data: bytes, named: bool) -> list[Check]:
 
 def parse_fault(path: str, data: bytes) -> str | None:
     """What is wrong with a file of a kind we can parse, '' when nothing is, None for other kinds and large ones."""
-    parser, limit = _PARSERS.get(path.rpartition("/")[2].rpartition(".")[2].lower(), (None, 0))
+    _, dot, suffix = path.rpartition("/")[2].rpartition(".")
+    parser, limit = _PARSERS.get(suffix.lower(), (None, 0)) if dot else (None, 0)
     if parser is None or len(data) > limit:
         return None
     try:

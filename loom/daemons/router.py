@@ -79,7 +79,7 @@ class Router:
         while True:
             self.agent.stopping.check()
             wake.drain(self.bell)
-            if not drain:
+            if self.goals or not drain:  # a draining router stays for its goals: others are at work on them
                 self._wait()
             self.agent.stopping.check()
             self.sweep()

@@ -105,4 +105,19 @@ class RoleWorker:
         report = orders.read(order, outcome.text)
         report["usage"] = usage_to_json(outcome.usage)
         report["failed_calls"] = outcome.failed_calls
+        if order.kind == "execute":
+            report["written"] = _written(turn)
         return Done(outcome.text, report)
+
+
+def _written(turn: Turn) -> list[str]:
+    """Files that the executor's tool has written, or found to hold these very bytes already: from the turn's record."""
+    return sorted(
+        {
+            str((call.input or {}).get("path", "")).removeprefix("./")
+            for step in turn.steps
+            if step.reply is not None
+            for call in step.reply.calls
+            if call.name == "write-file" and step.results.get(call.id, {}).get("status") == "ok"
+        }
+    )

@@ -50,7 +50,7 @@ def json_objects(text: str, key: str) -> Iterator[dict[str, Any]]:
 
 def _objects(text: str, key: str, left: _Left) -> Iterator[dict[str, Any]]:
     start = text.find("{") if key in text else -1
-    while start >= 0:
+    while start >= 0 and left.braces >= 0 and left.chars >= 0:
         end, depth = _closing(text, start, left)
         if text.find(key, start, end) < 0:
             start = text.find("{", end)  # neither this one nor anything in it
@@ -82,7 +82,7 @@ def _closing(text: str, start: int, left: _Left) -> tuple[int, int]:
 
 def _parse(candidate: str, left: _Left) -> dict[str, Any] | None:
     candidate = candidate.rstrip()
-    if not candidate.endswith("}") or left.braces < 0:
+    if not candidate.endswith("}"):
         return None
     for mend in (False, True):
         left.chars -= len(candidate)

@@ -66,7 +66,7 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         raise Config(f"{path}: not valid YAML: {error}") from None
     except RecursionError:
         raise Config(f"{path}: nested too deeply") from None
-    if node is None:
+    if node is None or node.tag == "tag:yaml.org,2002:null":
         return {}
     if not isinstance(node, yaml.MappingNode):
         raise Config(f"{path}:1: expected `key: value` lines")

@@ -132,6 +132,7 @@ _REPORTS: dict[str, dict[str, _Field]] = {
     "execute": {
         "summary": ("a string", _is_str, False),
         "failed_calls": ("a count", _is_count, False),
+        "written": ("a list of strings", _are_strings, False),
     },
     "verify": {
         "passed": ("true or false", _is_bool, True),

@@ -113,7 +113,9 @@ def _fits(row: Setting, value: object) -> bool:
 
 def _shown(value: object) -> str:
     """A value in a few words, however large: aliases make a small YAML file into a very large value."""
-    return reprlib.repr(value)
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)
 
 
 def is_group(prefix: str) -> bool:

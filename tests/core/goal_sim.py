@@ -417,9 +417,7 @@ class Monitor:
         under_way = [s for s in subs if s.status not in ("waiting", "applied", "failed", "blocked", "skipped")]
         for sub in subs:
             ready = all(d in state.subtasks and state.subtasks[d].status == "applied" for d in sub.spec.depends_on)
-            shares = any(
-                overlaps(a, b) for s in under_way for a in s.spec.deliverables for b in sub.spec.deliverables
-            )
+            shares = any(overlaps(a, b) for s in under_way for a in s.spec.deliverables for b in sub.spec.deliverables)
             if sub.status == "waiting" and ready and not shares and not changing:
                 assert not free["keeper"], f"{sub.spec.id} could start"
             if sub.status == "prepared":

@@ -165,3 +165,8 @@ def test_what_somebody_asked_for_in_vain_changes_nothing():
     assert world.state.subtasks == before.subtasks and world.state.status == "running"
 
 
+def test_after_the_end_nobody_waits_for_orders_any_longer():
+    world = at(3)
+    world.ask("cancelled")
+    world.now_us += TIMEOUT_US + 1
+    assert world.decisions() == [] and world.state.quiet

@@ -105,7 +105,12 @@ def goals() -> st.SearchStrategy[Any]:
 
 def pools() -> st.SearchStrategy[dict[str, int]]:
     return st.fixed_dictionaries(
-        {"planner": st.just(1), "executor": st.integers(1, 3), "verifier": st.integers(1, 2), "keeper": st.integers(1, 2)}
+        {
+            "planner": st.just(1),
+            "executor": st.integers(1, 3),
+            "verifier": st.integers(1, 2),
+            "keeper": st.integers(1, 2),
+        }
     )
 
 
@@ -194,7 +199,9 @@ class GoalMachine(RuleBasedStateMachine):
             assert self.world.state.quiet, self.world.state.status
 
 
-GoalMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, phases=PHASES)
+GoalMachine.TestCase.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, phases=PHASES
+)
 TestGoalMachine = pytest.mark.filterwarnings("ignore")(GoalMachine.TestCase)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -139,7 +140,7 @@ def test_a_cycle_is_found_exactly_when_there_is_one_and_is_one(edges: dict[str, 
     assert bool(cycle) == has_cycle(edges)
     if cycle:
         assert cycle[0] == cycle[-1] and len(set(cycle)) == len(cycle) - 1 >= 1
-        assert all(later in edges[name] for name, later in zip(cycle, cycle[1:], strict=False))
+        assert all(later in edges[name] for name, later in pairwise(cycle))
 
 
 def test_a_chain_of_thousands_is_no_problem():

@@ -180,7 +180,9 @@ class Recorder:
                     if not again:
                         self.records.append((action, ("intent", call)))
                     # The result is recorded without asking again, as the loop does it.
-                    self.records.append((Run(call, again=True), ("result", call.id, data.draw(st.sampled_from([OK, BAD])))))
+                    self.records.append(
+                        (Run(call, again=True), ("result", call.id, data.draw(st.sampled_from([OK, BAD]))))
+                    )
                 case Report(call, error):
                     self.records.append((action, ("result", call.id, {"status": "error", "error": error})))
 

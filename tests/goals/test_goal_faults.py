@@ -198,6 +198,24 @@ def test_the_same_failure_twice_climbs_and_ends_with_the_finding(world: World):
     assert world.of("subtask.applied") == []
 
 
+def test_the_builtin_roles_say_what_they_cannot_do(world: World):
+    (world.work / "a.txt").write_text("Text.\n")
+    done = world.run(text="Summarise missing.md.")
+    assert done.status == 1 and "blocked" in done.err and "missing.md" in done.err
+    assert world.of("plan.refused") == [] and "missing.md" in world.state().reason
+    other = world.run(text="Translate these documents to French.")
+    assert other.status == 1 and "can only summarise documents" in other.err
+
+
+def test_without_a_verifier_what_was_not_changed_is_not_done(world: World):
+    (world.work / "one.md").write_text("One.\n")
+    same = does(execute(), writes("one.md", "One.\n"))
+    world.config("goal:\n  max_replans: 0\n")
+    strict = world.run(model=world.script(planned({**ONE, "level": 1}), *same))
+    assert strict.status == 1 and "the deliverable was not changed" in strict.err
+    assert world.run(model=world.script(planned(ONE), *same, PASSES)).status == 0
+
+
 def test_a_higher_tier_is_tried_before_a_new_plan(world: World):
     bad = world.script(planned(ONE), *does(execute()), PASSES, name="bad")
     good = world.script(*WORK, name="good")

@@ -99,11 +99,8 @@ def test_the_goal_from_stdin_and_the_result_as_ndjson(world: World):
 
 
 def test_the_results_in_the_plans_order_without_a_synthesis(world: World):
-    plan = planned(sub("b", depends_on=["a"]), sub("a"))
-    model = world.script(
-        plan, {"match": execute("a"), "text": "First."}, {"match": execute("b"), "text": "Second."}, PASSES
-    )
-    done = world.run(model=model)
+    said = [{"match": execute(name), "text": f"Result {name}."} for name in "ab"]
+    done = world.run(model=world.script(planned(sub("b", depends_on=["a"]), sub("a")), *said, PASSES))
     assert (done.status, done.out) == (0, "Result b.\n\nResult a.\n")
 
 
@@ -164,6 +161,21 @@ def test_three_clients_at_once_share_the_pools_and_one_supervisor(world: World):
     assert world.gone()
     told = [json.loads(line)["event"] for line in world.home.supervisor_log.read_text().splitlines()]
     assert told.count("leaving") == 1, "one supervisor for all, which left by itself"
+
+
+def test_a_digest_is_made_again_where_nothing_or_little_has_changed(world: World):
+    """As cron does: what was landed yesterday lies in the workspace today."""
+    write_documents(world.work, 3, 20)
+    first = world.run("--land", text=DOCUMENTS)
+    again = world.run("--land", text=DOCUMENTS)
+    assert (again.status, again.out) == (first.status, first.out) == (0, first.out), again.err
+    assert "nothing had changed" in again.err
+    (world.work / "chronicle-01.md").write_text("# New\n\nSomething else has been written here.\n")
+    other = world.run("--land", text=DOCUMENTS)
+    assert other.status == 0, other.err
+    assert "Something else has been written here." in (world.work / "DIGEST.md").read_text()
+    landed = [set(world.of("goal.landed", world.goal(n))[0]["written"]) for n in range(3)]
+    assert landed[1:] == [set(), {"DIGEST.md", "digest/chronicle-01.md"}]
 
 
 def test_a_goal_outlives_its_client(world: World):

@@ -253,7 +253,9 @@ def _advance(state: GoalState, sub: SubState, pool: _Free) -> list[Decision]:
                 },
             )
         case "reported":
-            payload = {"spec": plans.subtask_to_json(sub.spec), "kept": sub.ever_applied}
+            # Doing again what was done before, where little has changed, is work too: a verifier judges it then.
+            written = list(sub.written) if sub.spec.level >= 2 else []
+            payload = {"spec": plans.subtask_to_json(sub.spec), "kept": sub.ever_applied, "written": written}
             return _dispatch(pool, "inspect", subtask=name, attempt=sub.attempt, payload=payload)
         case "inspected":
             return _judged(state, sub, pool)
@@ -329,6 +331,7 @@ def _on_report(state: GoalState, sub: SubState, report: Mapping[str, Any]) -> li
                         "summary": data.get("summary", ""),
                         "author": report["agent"],
                         "failed_calls": data.get("failed_calls", 0),
+                        "written": data.get("written", []),
                     },
                 )
             ]

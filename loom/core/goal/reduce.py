@@ -157,6 +157,7 @@ def _sub_reported(state: GoalState, data: Data) -> GoalState:
         summary=data["summary"],
         author=data["author"],
         failed_calls=data["failed_calls"],
+        written=tuple(data.get("written", ())),
     )
 
 

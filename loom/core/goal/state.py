@@ -61,6 +61,7 @@ class SubState:
     attempt     0, 1, 2 …; each has its own tree       tier   model tier of this attempt
     report      the last order's report that was not acted on yet: {kind, ok, data, error}
     findings    what the last attempt failed on        signatures  of failures so far, oldest first
+    written     files its tool wrote, changed or not
     changes     blob of the change list that was inspected: the bytes that are judged, committed and applied
     final       blocked in a way that no new plan may go round
     """
@@ -75,6 +76,7 @@ class SubState:
     summary: str = ""
     author: str = ""
     failed_calls: int = 0
+    written: tuple[str, ...] = ()
     changes: str = ""
     diff: str = ""
     checks: tuple[Mapping[str, Any], ...] = ()
@@ -165,12 +167,12 @@ def from_json(raw: Mapping[str, Any]) -> GoalState:
 
 def _sub_to_json(sub: SubState) -> dict[str, Any]:
     raw = {f.name: getattr(sub, f.name) for f in fields(sub)}
-    lists = {name: list(raw[name]) for name in ("findings", "signatures", "checks")}
+    lists = {name: list(raw[name]) for name in ("findings", "signatures", "checks", "written")}
     return {**raw, **lists, "spec": plans.subtask_to_json(sub.spec)}
 
 
 def _sub_from_json(raw: Mapping[str, Any]) -> SubState:
-    lists = {name: tuple(raw[name]) for name in ("findings", "signatures", "checks")}
+    lists = {name: tuple(raw[name]) for name in ("findings", "signatures", "checks", "written")}
     return SubState(**{**raw, **lists, "spec": spec_from_json(raw["spec"])})
 
 
