@@ -77,7 +77,7 @@ def _summary(home: Home, goal: GoalDir) -> dict[str, Any]:
 def ps(everything: bool, as_json: bool) -> int:
     """List goals."""
     home = open_home()
-    names = goals.names(home) if everything else goals.live(home)
+    names = [n for n in goals.names(home) if everything or goals.is_live(home, n) or goals.is_paused(home, n)]
     rows = [_summary(home, home.goal(name)) for name in names]
     if as_json:
         printing.json_line({"goals": rows})

@@ -48,7 +48,12 @@ Read = Callable[[str], bytes | None]
 
 
 def check_all(
-    subtask: Subtask, changed: Collection[str], paths: Sequence[str], read: Read, kept: bool = False
+    subtask: Subtask,
+    changed: Collection[str],
+    paths: Sequence[str],
+    read: Read,
+    kept: bool = False,
+    free: bool = False,
 ) -> list[Check]:
     """Every check of a subtask's result.
 
@@ -56,6 +61,7 @@ def check_all(
     paths    the files of the tree that a deliverable covers
     read     a file's first MAX_READ_BYTES; None when it is no regular file
     kept     an earlier attempt of this subtask was applied already: its deliverables need not change again
+    free     the plan is degraded and names no deliverables: whatever was changed is the result
 
     Of a deliverable that is a directory only what changed is judged: the rest is not this subtask's work.
     """
@@ -66,7 +72,9 @@ def check_all(
         found = [p for p in paths if covers(deliverable, p)]
         checks.extend(_deliverable(deliverable, bool(found), changed, kept))
         judged.update(dict.fromkeys(p for p in found if p == deliverable or p in changed))
-    checks.extend(_stray(subtask, changed))
+    if not free:
+        checks.extend(_stray(subtask, changed))
+    checks.extend(_protected(changed))
     for path in sorted(judged):
         data = read(path)
         if data is None:
@@ -94,7 +102,7 @@ def _stray(subtask: Subtask, changed: Collection[str]) -> list[Check]:
     return [Check("inside-deliverables", stray[0], False, f"changed but no deliverable: {shown}")]
 
 
-def _protected(changed: Sequence[str]) -> list[Check]:
+def _protected(changed: Collection[str]) -> list[Check]:
     return [
         Check(PROTECTED, path, False, "a person is asked before secrets are written, which this version cannot do")
         for path in changed

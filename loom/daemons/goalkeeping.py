@@ -143,7 +143,7 @@ class Goal:
         else:
             raise RuntimeError(f"goal {self.dir.id} does not come to rest after {MAX_ROUNDS} rounds")
         self.commit()
-        if self.state.seq - self._saved >= SNAPSHOT_EVERY or self.state.quiet:
+        if self.state.seq - self._saved >= SNAPSHOT_EVERY or self.state.resting:
             self.save()
 
     def commit(self) -> None:
@@ -158,11 +158,11 @@ class Goal:
         head = (self.journal.seq, self.journal.hash)
         goals.save_snapshot(self.dir, states.REDUCER_VERSION, states.to_json(self.state), head)
         self._saved = self.state.seq
-        if self.state.quiet:
+        if self.state.resting:
             self.journal.note_head()
-            fs.hint(goals.ended_marker(self.dir), self.state.status)
+            fs.hint(goals.rest_marker(self.dir), self.state.status)
             if goals.controls(self.dir):  # dropped after we had looked: the marker would hide it
-                fs.remove(goals.ended_marker(self.dir))
+                fs.remove(goals.rest_marker(self.dir))
 
     def close(self) -> None:
         self.journal.close()

@@ -115,6 +115,7 @@ class KeeperWorker:
             lambda path: trees.read_file(tree, path, checks.MAX_READ_BYTES),
             payload["kept"]
             or _are_covered(spec.deliverables, [*payload.get("written", ()), *(c.path for c in changes)]),
+            free=payload.get("free", False),
         )
         result = {
             "passed": all(c.passed for c in found),

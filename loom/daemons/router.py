@@ -125,10 +125,10 @@ class Router:
             except Exception as error:
                 self._set_aside(name, error)
                 continue
-            if goal.state.quiet:
+            if goal.state.resting:
                 goal.close()
                 del self.goals[name]
-                self.agent.log.info("goal_ended", goal=name, status=goal.state.status, reason=goal.state.reason)
+                self.agent.log.info("goal_rests", goal=name, status=goal.state.status, reason=goal.state.reason)
 
     def _outboxes(self, full: bool) -> list[str]:
         changed, self._changed = self._changed, set()
@@ -171,7 +171,7 @@ class Router:
         """Goals that have ended and are asked for something all the same: their marker would hide them."""
         for name in names:
             if goals.is_over(self.home, name) and goals.controls(self.home.goal(name)):
-                fs.remove(goals.ended_marker(self.home.goal(name)))
+                fs.remove(goals.rest_marker(self.home.goal(name)))
 
     def _set_aside(self, name: str, error: Exception) -> None:
         """One goal that is damaged does not stop the others; it is tried again with the next look everywhere.

@@ -1,7 +1,7 @@
 """Goals on disk: made, listed, folded, controlled (docs/goals.md, ADR-0012).
 
-Everybody may read a goal's journal and drop a file into `control/`; only the router appends. `ended` is a derived
-marker that spares the router and the supervisor a look into old journals.
+Everybody may read a goal's journal and drop a file into `control/`; only the router appends. `resting` is a
+derived marker: nothing happens here until somebody asks, so nobody need look into the journal.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def names(home: Home) -> list[str]:
 
 
 def live(home: Home) -> list[str]:
-    """Ids of goals that are not marked as ended."""
+    """Ids of goals that are under way: not marked as resting."""
     return [n for n in names(home) if is_live(home, n)]
 
 
 def is_live(home: Home, name: str) -> bool:
-    """Whether there is a goal of this name that is not marked as ended."""
+    """Whether there is a goal of this name that is not marked as resting."""
     return ids.is_goal(name) and not is_over(home, name) and home.goal(name).document.exists()
 
 
@@ -69,13 +69,21 @@ def find(home: Home, name: str) -> GoalDir:
     raise NotFound(f"there is no goal {name!r}", hint="list them with: loom goal ps -a")
 
 
-def ended_marker(goal: GoalDir) -> Path:
-    return goal.path / "ended"
+def rest_marker(goal: GoalDir) -> Path:
+    return goal.path / "resting"
+
+
+def is_paused(home: Home, name: str) -> bool:
+    """Whether this goal rests because it was paused."""
+    try:
+        return fs.read(rest_marker(home.goal(name)), 100).strip() == b"paused"
+    except (OSError, fs.NotRegular, fs.TooLarge):
+        return False
 
 
 def is_over(home: Home, name: str) -> bool:
-    """Whether this goal has ended: nobody waits for work on it."""
-    return ids.is_goal(name) and ended_marker(home.goal(name)).exists()
+    """Whether this goal rests, ended or paused: nobody waits for work on it."""
+    return ids.is_goal(name) and rest_marker(home.goal(name)).exists()
 
 
 def read_spec(goal: GoalDir) -> GoalSpec:
@@ -120,7 +128,7 @@ def control(home: Home, goal: GoalDir, stem: str, verb: str, by: str, args: Mapp
     """Drop a request into `control/`; the router journals it. Durable when this returns."""
     data = dumps({"v": 1, "verb": verb, "by": by, "args": dict(args)}) + b"\n"
     fs.publish(goal.control / f"{stem}.json", data)
-    fs.remove(ended_marker(goal))  # a goal that has ended is looked at once more
+    fs.remove(rest_marker(goal))  # a goal that rests is looked at once more
 
 
 def controls(goal: GoalDir) -> list[str]:

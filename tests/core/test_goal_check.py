@@ -308,6 +308,16 @@ def test_the_fold_is_defined_for_subtasks_and_orders_that_are_not_there(type_: s
     assert after.subtasks == world.state.subtasks
 
 
+def test_the_report_of_an_earlier_attempt_is_not_taken_for_that_of_the_present_one():
+    world = begun()
+    old = world.one("prepare")
+    world.force(
+        "subtask.retried", {"subtask": "a", "attempt": 1, "tier": 1, "findings": [], "signature": "x", "reason": ""}
+    )
+    world.force("order.reported", {"order": old.name, "ok": True, "data": {}, "error": None})
+    assert world.state.subtasks["a"].report is None and world.state.orders[old.name].reported
+
+
 def test_a_snapshot_is_the_state_also_with_everything_in_it():
     world = begun(subtask("a"), subtask("b"), source="/s")
     world.until("execute", "a")

@@ -36,11 +36,18 @@ def test_the_first_failure_is_tried_again_with_the_findings_in_a_tree_of_its_own
     assert world.state.status == "completed" and world.state.subtasks["a"].findings == ()
 
 
-def test_two_different_failures_lead_to_another_model_and_the_third_to_the_one_after():
-    world = world_of(models={**MODELS, "executor-2": "m/e2", "executor-3": "m/e3"}, max_attempts=6)
-    for detail in DIFFERENT[:4]:
+def test_each_model_has_two_tries_while_it_fails_differently_each_time():
+    world = world_of(models={**MODELS, "executor-2": "m/e2", "executor-3": "m/e3"}, max_attempts=9)
+    for detail in DIFFERENT[:6]:
         fail_checks(world, detail)
-    assert tiers(world) == [1, 1, 2, 3] and world.status("a") == "failed"
+    assert tiers(world) == [1, 1, 2, 2, 3, 3] and world.status("a") == "failed"
+
+
+def test_a_better_model_that_fails_like_the_one_before_it_has_no_second_try():
+    world = world_of(models={**MODELS, "executor-2": "m/e2", "executor-3": "m/e3"}, max_attempts=9)
+    for detail in (DIFFERENT[0], DIFFERENT[1], DIFFERENT[1], DIFFERENT[2], DIFFERENT[3]):
+        fail_checks(world, detail)
+    assert tiers(world) == [1, 1, 2, 3, 3] and world.status("a") == "failed"
 
 
 def test_the_same_failure_twice_climbs_at_once():
@@ -157,6 +164,19 @@ def test_a_critical_failure_starts_nothing_more_and_ends_the_goal():
     world.finish()
     assert world.state.status == "failed" and world.status("c") == "skipped"
     assert "plan" not in [o["kind"] for o in world.of("order.dispatched")[2:]]
+
+
+@pytest.mark.parametrize("grave", ["critical", "final"])
+def test_what_is_hopeless_is_not_planned_anew_for_the_sake_of_the_rest(grave: str):
+    world = world_of(subtask("a", critical=grave == "critical"), subtask("b"))
+    world.until("execute", "b")
+    world.answer("execute", "b", data={"status": "blocked", "reason": "cannot"})
+    world.until("execute", "a")
+    if grave == "critical":
+        world.answer("execute", "a", data={"status": "blocked", "reason": "cannot"})
+    else:
+        world.answer("execute", "a", exit_status=78, message="no such model")
+    assert world.state.status == "failed" and world.types().count("plan.accepted") == 1
 
 
 def test_too_little_confidence_blocks_because_nobody_can_be_asked():

@@ -125,15 +125,15 @@ def test_it_leaves_when_nobody_needs_it_and_comes_back_when_somebody_does(world:
     wait_until(lambda: not locks.is_held(world.home.supervisor_lock))
 
 
-@pytest.mark.parametrize("need", ["agent", "mail", "goal", "new-goal"])
+@pytest.mark.parametrize("need", ["agent", "mail", "goal"])
 def test_it_stays_while_it_is_needed(world: World, need: str) -> None:
     goal = world.home.goals / "20260101-something-abcd"
     agent = world.agent("a", f"{READY}exec sleep 1000", want="up" if need == "agent" else "demand")
     if need == "mail":
         world.send(agent)
-    if "goal" in need:
+    if need == "goal":
         goal.mkdir()
-        (goal / ("journal.ndjson" if need == "goal" else "goal.md")).touch()
+        (goal / "goal.md").touch()
     child = world.start(on_demand=True, idle_s=0.05)
     child.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -145,7 +145,7 @@ def test_it_stays_while_it_is_needed(world: World, need: str) -> None:
             for path in agent.inbox.glob("*.msg"):
                 path.unlink()
         case _:
-            (goal / "ended").touch()
+            (goal / "resting").touch()
     assert child.wait(30) == 0
 
 

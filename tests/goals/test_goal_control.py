@@ -124,6 +124,22 @@ def test_a_paused_goal_is_found_again_by_the_next_supervisor(world: World):
     check_once(world.events())
 
 
+def test_a_paused_goal_holds_no_process_and_is_still_listed(world: World):
+    gate = Gate(world)
+    world.loom("run", "Do it.", "-w", world.work, "--model", gate.model, "--detach")
+    goal = world.goal()
+    at_work(world)
+    assert world.loom("goal", "pause", goal.id).status == 0
+    gate.open()
+    assert world.gone()
+    assert "paused" in world.loom("goal", "ps").out
+    assert world.loom("goal", "resume", goal.id).status == 0
+    at_work(world, "two")
+    gate.open()
+    world.wait_for(lambda e: e.type == "goal.completed")
+    check_once(world.events())
+
+
 def test_pause_and_resume_are_refused_where_they_make_no_sense(world: World):
     gate = Gate(world)
     world.begin(model=gate.model)
@@ -329,7 +345,7 @@ def copy_of(goal: GoalDir, number: int) -> GoalDir:
 
     place = goal.path.with_name(f"20200101-broken-000{number}")
     shutil.copytree(goal.path, place)
-    (place / "ended").unlink()
+    (place / "resting").unlink()
     return GoalDir(place)
 
 
@@ -353,13 +369,13 @@ def test_what_is_derived_may_be_deleted(world: World):
     assert world.loom("goal", "show", goal.id).status == 0
     assert world.loom("run", "Nothing.", "--model", world.program("sys.exit(1)", "no")).status == 1
     assert goal.journal.read_bytes() == before and world.state(goal) == state
-    assert (goal.path / "ended").exists(), "found out again"
+    assert (goal.path / "resting").exists(), "found out again"
     check_once(world.events(goal))
 
 
 def forget(world: World, goal: GoalDir) -> None:
     """Delete everything that is derived."""
-    for path in (goal.state, goal.plan, goals.ended_marker(goal), *goal.path.glob("subtasks/*/*/*.md")):
+    for path in (goal.state, goal.plan, goals.rest_marker(goal), *goal.path.glob("subtasks/*/*/*.md")):
         path.unlink(missing_ok=True)
     for agent in world.home.agents.iterdir():
         for name in ("status", "pid", "started_at", "model", "last_exit"):
@@ -378,7 +394,7 @@ def test_a_goal_whose_payload_is_lost_is_not_gone_on_with(world: World):
     ]
     (world.home.blobs / digests[0][:2] / digests[0]).unlink()
     goal.state.unlink()
-    (goal.path / "ended").unlink()
+    (goal.path / "resting").unlink()
     before = goal.journal.read_bytes()
     assert world.run(model=world.program("sys.exit(1)")).status == 1
     assert goal.journal.read_bytes() == before

@@ -85,6 +85,28 @@ def test_a_planner_that_is_unusable_twice_leaves_one_degraded_subtask(world: Wor
     assert "degraded" in done.err
 
 
+def test_a_degraded_subtask_may_write_what_the_goal_asks_for(world: World):
+    model = world.script(
+        {"match": PLAN, "text": "No plan."},
+        {"match": PLAN_AGAIN, "text": "No plan."},
+        *does(execute("execute-goal"), writes("notes/one.md", "Done.\n"), {"text": "Written."}),
+        PASSES,
+    )
+    done = world.run("-w", world.work, "--land", model=model)
+    assert done.status == 0, done.err
+    assert (world.work / "notes" / "one.md").read_text() == "Done.\n"
+
+
+@pytest.mark.parametrize("path", [".env", "conf/.env.local", ".ssh/config", "deploy/id_rsa", "secrets/token"])
+def test_secrets_are_never_written_and_the_end_says_who_would_be_asked(world: World, path):
+    one = sub("one", deliverables=[path])
+    model = world.script(planned(one), *does(execute("one"), writes(path, "A=1\n"), {"text": "Written."}), PASSES)
+    done = world.run("-w", world.work, "--land", model=model)
+    assert done.status == 1
+    assert path in done.err and "a person is asked before secrets are written" in done.err
+    assert not (world.work / path).exists() and world.of("subtask.committed") == []
+
+
 def test_a_plan_in_a_fence_with_prose_and_small_faults_is_read(world: World):
     text = "Here it is:\n```json\n{'x': 1}\n```\n```json\n" + json.dumps({"subtasks": [ONE]})[:-2] + ",],}\n```\nBye."
     assert world.run(model=world.script({"match": PLAN, "text": text}, *WORK, PASSES)).status == 0

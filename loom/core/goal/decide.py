@@ -255,7 +255,12 @@ def _advance(state: GoalState, sub: SubState, pool: _Free) -> list[Decision]:
         case "reported":
             # Doing again what was done before, where little has changed, is work too: a verifier judges it then.
             written = list(sub.written) if sub.spec.level >= 2 else []
-            payload = {"spec": plans.subtask_to_json(sub.spec), "kept": sub.ever_applied, "written": written}
+            payload = {
+                "spec": plans.subtask_to_json(sub.spec),
+                "kept": sub.ever_applied,
+                "written": written,
+                "free": state.degraded,
+            }
             return _dispatch(pool, "inspect", subtask=name, attempt=sub.attempt, payload=payload)
         case "inspected":
             return _judged(state, sub, pool)
@@ -312,8 +317,8 @@ def _on_report(state: GoalState, sub: SubState, report: Mapping[str, Any]) -> li
         if report["kind"] == "apply":
             if may_apply_again(state, sub):
                 return []  # _apply does
-            reason = f"committed and not applied: {_failure(report)}"
-            return [Propose("subtask.blocked", {"subtask": sub.spec.id, "reason": reason, "final": True})]
+            # Nothing may begin in a tree that is behind the journal, and nothing else brings it up to it.
+            return [Propose("goal.failed", {"reason": f"{sub.spec.id} committed and not applied: {_failure(report)}"})]
         return _failed(state, sub, _failure(report), [], final=final)
     data = report["data"]
     name = sub.spec.id
@@ -437,8 +442,11 @@ def _failed(
 
 
 def _next_tier(state: GoalState, sub: SubState, stuck: bool) -> int | None:
-    """The tier to try next: the same one twice, then the next that is another model; None when there is none."""
-    if not stuck and len(sub.signatures) + 1 < TRIES_PER_RUNG:
+    """The tier to try next: the same one twice, then the next that is another model; None when there is none.
+
+    stuck  it failed as it did before, perhaps at the tier below: there is no second try
+    """
+    if not stuck and sub.failed_here + 1 < TRIES_PER_RUNG:
         return sub.tier
     present = _executor_model(state, sub.tier)
     return next((t for t in range(sub.tier + 1, TOP_TIER + 1) if _executor_model(state, t) != present), None)

@@ -202,6 +202,7 @@ def _retried(state: GoalState, data: Data) -> GoalState:
         tier=data["tier"],
         findings=tuple(data["findings"]),
         signatures=(*sub.signatures, data["signature"]),
+        failed_here=sub.failed_here + 1 if data["tier"] == sub.tier else 0,
         reason=data["reason"],
         verdict=None,
         verify_tries=0,

@@ -61,6 +61,7 @@ class SubState:
     attempt     0, 1, 2 …; each has its own tree       tier   model tier of this attempt
     report      the last order's report that was not acted on yet: {kind, ok, data, error}
     findings    what the last attempt failed on        signatures  of failures so far, oldest first
+    failed_here how many of the failures were at the present tier
     written     files its tool wrote, changed or not
     changes     blob of the change list that was inspected: the bytes that are judged, committed and applied
     final       blocked in a way that no new plan may go round
@@ -73,6 +74,7 @@ class SubState:
     report: Mapping[str, Any] | None = None
     findings: tuple[Mapping[str, str], ...] = ()
     signatures: tuple[str, ...] = ()
+    failed_here: int = 0
     summary: str = ""
     author: str = ""
     failed_calls: int = 0
@@ -124,6 +126,11 @@ class GoalState:
     def quiet(self) -> bool:
         """Nothing more will happen by itself: ended, and no landing under way."""
         return self.ended and self.landing not in ("wanted", "landing")
+
+    @property
+    def resting(self) -> bool:
+        """Nothing more will happen until somebody asks: quiet, or paused with no order out."""
+        return self.quiet or (self.status == "paused" and not self.open_orders())
 
     def finished(self) -> dict[str, Subtask]:
         """The applied subtasks by id: no new plan changes them."""
