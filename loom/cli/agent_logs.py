@@ -41,7 +41,8 @@ def cli(name: str, follow: bool, lines: int | None, since: str | None, as_json: 
     ids.check_agent(name, reserved_ok=True)
     directory = home.agent(name).logs
     if not directory.is_dir():
-        raise NotFound(f"there is no agent {name!r} in {home.path}", hint=agents.nearest(home, name))
+        agents.find(home, name)
+        raise NotFound(f"{name} has no logs", hint=f"{directory} is no directory")
     after = since_text(since, time.time_ns() // 1000) if since is not None else ""
     tail = Tail(directory)
     limit = lines if lines is not None else None if since is not None else LAST

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from loom.cli import agent_state, printing
+from loom.cli import printing
 from loom.cli.homes import open_home
-from loom.cli.send import wake_up
+from loom.cli.send import rouse
 from loom.spool import agents, mailbox
 from loom.wire.errors import NotFound
 
@@ -29,7 +29,5 @@ def cli(name: str, messages: tuple[str, ...]) -> None:
             printing.line(stem)
     if not failed:
         printing.note(f"nothing of {name} failed")
-    elif agent_state.is_served(agent):
-        wake_up(home, agent)
     else:
-        printing.note(agent_state.why_unserved(agent))
+        rouse(home, agent)

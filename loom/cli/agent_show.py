@@ -61,7 +61,7 @@ def mail(agent: AgentDir) -> dict[str, int]:
 def _count(directory: Path, suffix: str = ".msg") -> int:
     try:
         names = os.listdir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
     return sum(1 for n in names if n.endswith(suffix) and not n.startswith(".") and not n.endswith(".error.json"))
 

@@ -12,6 +12,7 @@ import click
 
 from loom.cli import input as texts
 from loom.cli.homes import open_home
+from loom.cli.params import Seconds
 from loom.spool import agents, config
 from loom.spool.layout import Home
 from loom.wire import agent as wire
@@ -69,10 +70,10 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--env", metavar="K=V", multiple=True, help="A variable for model programs and tools; repeatable."),
     click.option("-w", "--workspace", metavar="DIR", help="Where tools work; a filter's default is this directory."),
     click.option("--restart", type=click.Choice(wire.POLICIES), help="With --detach: when to start it again."),
-    click.option("--restart-base", type=click.FloatRange(0), metavar="S", help="Seconds before the first restart."),
-    click.option("--restart-max", type=click.FloatRange(0), metavar="S", help="Seconds before a restart at most."),
+    click.option("--restart-base", type=Seconds(), metavar="S", help="Seconds before the first restart."),
+    click.option("--restart-max", type=Seconds(), metavar="S", help="Seconds before a restart at most."),
     click.option("--restart-limit", type=click.IntRange(1), metavar="N", help="Crashes within the window until dead."),
-    click.option("--restart-window", type=click.FloatRange(0), metavar="S", help="Seconds in which crashes count."),
+    click.option("--restart-window", type=Seconds(), metavar="S", help="Seconds in which crashes count."),
     click.option("--detach", is_flag=True, help="Run it under the supervisor, serving its mailbox."),
     click.option("--replace", is_flag=True, help="With --detach: give an existing agent these settings."),
     click.option("--json", is_flag=True, help="Print NDJSON events; with --detach one object."),
@@ -84,7 +85,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         metavar="BYTES",
         help="Refuse a longer stdin.",
     ),
-    click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for the answer."),
+    click.option("--timeout", type=Seconds(min_open=True), metavar="S", help="Seconds for the answer."),
     click.option("--unsafe-no-sandbox", is_flag=True, help="Let run-shell run without a sandbox; recorded."),
 )
 

@@ -9,17 +9,18 @@ import time
 import click
 
 from loom.cli import printing
+from loom.cli.ensure import ensure_supervisor, restart_runner
 from loom.cli.homes import open_home
+from loom.cli.params import Seconds
 from loom.proc import pidfd
 from loom.spool import agents, fs, locks, wake
 from loom.spool.layout import AgentDir, Home
-from loom.wire.agent import Want
 from loom.wire.errors import TryLater
 
 WAIT_S = 15.0
 _TIMEOUT = click.option(
     "--timeout",
-    type=click.FloatRange(0),
+    type=Seconds(),
     default=WAIT_S,
     show_default=True,
     metavar="S",
@@ -50,10 +51,9 @@ def restart(name: str, timeout: float) -> None:
     """Stop the agent NAME and start it again; a claimed message is gone on with."""
     home = open_home()
     agent = agents.find(home, name)
-    before = agents.read_want(agent)
-    take_down(home, agent)
-    wait_gone(agent, time.monotonic() + timeout, timeout)
-    bring_up(home, agent, "demand" if before == "demand" else "up")
+    restart_runner(agent, timeout)
+    ensure_supervisor(home)
+    wake.ring_agent(home.wake, agent.name)
     printing.note(f"{name} is started again")
 
 
@@ -66,15 +66,6 @@ def take_down(home: Home, agent: AgentDir) -> None:
         _end_orphan(agent)
     else:
         fs.hint(agent.status, "stopped")
-
-
-def bring_up(home: Home, agent: AgentDir, want: Want) -> None:
-    """Say that it is wanted, and make sure that a supervisor runs."""
-    from loom.cli.ensure import ensure_supervisor
-
-    agents.write_want(agent, want)
-    ensure_supervisor(home)
-    wake.ring_agent(home.wake, agent.name)
 
 
 def _end_orphan(agent: AgentDir) -> None:

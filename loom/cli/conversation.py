@@ -70,8 +70,8 @@ class _signals:
         self.stopping = stopping
 
     def __enter__(self) -> None:
-        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.stopping.install()
+        self.before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        self.stopping.install_terminal()
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():

@@ -25,7 +25,7 @@ from loom.wire.errors import Config, TryLater
 READY_S = 15.0
 _POLL_S = 0.02
 # What a supervisor may know of the environment it was started in: no keys.
-_KEPT = ("LOOM_SUPERVISOR_IDLE_S", "LOOM_ALLOW_FILESYSTEM", "LOOM_LOG", "PYTHONPATH")
+_KEPT = ("LOOM_SUPERVISOR_IDLE_S", "LOOM_ALLOW_FILESYSTEM", "PYTHONPATH")
 _COMMAND = ("-P", "-m", "loom", "supervisor", "run", "--on-demand")  # -P: nothing is imported from the home
 
 

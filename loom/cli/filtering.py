@@ -18,6 +18,7 @@ from loom.wire.chat import usage_to_json
 from loom.wire.errors import LoomError, Usage
 
 ENGINE = "loom.daemons.filter"
+_HELD = 16 << 10  # characters of an unfinished line
 
 
 class Teller:
@@ -25,6 +26,8 @@ class Teller:
 
     streaming  text goes to stdout as it comes. Otherwise each step's text is held until it is known whether it is
                the answer (stdout) or what the model said before it called a tool (stderr).
+
+    Into anything but a terminal text goes by whole lines, so that those of filters side by side (`xargs -P`) do not mix.
     """
 
     def __init__(self, *, json: bool, tools: bool) -> None:
@@ -32,6 +35,8 @@ class Teller:
         self.streaming = json or not tools or printing.on_terminal()
         self._said: list[str] = []  # by the model since its last tool call
         self._line_open = False
+        self._by_line = not printing.on_terminal()
+        self._held = ""  # the beginning of a line that is not printed yet
 
     def event(self, event: dict[str, Any]) -> None:
         """What the turn tells; see loom.daemons.turnloop."""
@@ -71,9 +76,17 @@ class Teller:
         self.end_line()
 
     def _out(self, text: str) -> None:
+        if not text:
+            return
+        self._line_open = not text.endswith("\n")
+        if self._by_line:
+            text = self._held + text
+            end = text.rfind("\n") + 1
+            if len(text) - end > _HELD:
+                end = len(text)
+            text, self._held = text[:end], text[end:]
         if text:
             printing.write(text)
-            self._line_open = not text.endswith("\n")
 
     def end_line(self) -> None:
         """What comes next begins a new line."""
@@ -81,7 +94,10 @@ class Teller:
             self._out("\n")
 
     def break_off(self) -> None:
-        """No answer will come; a terminal's next line is for the reason."""
+        """No answer will come: print what was held; a terminal's next line is for the reason."""
+        if self._held:
+            held, self._held = self._held, ""
+            printing.write(held)
         if printing.on_terminal() and not self.json:
             self.end_line()
 
@@ -113,7 +129,7 @@ def settings(o: Options) -> tuple[Home, Any, str]:
 def answer(o: Options, context: Any) -> int:
     """Carry one filter to its end. What it leaves to be resumed is named in its error."""
     stopping = Stopping()
-    stopping.install()
+    stopping.install_terminal()
     with context as filter_:
         teller = Teller(json=o.json, tools=bool(filter_.spec.tools))
         engine: Any = import_module(ENGINE)

@@ -80,7 +80,7 @@ def ps(everything: bool, as_json: bool) -> int:
     names = [n for n in goals.names(home) if everything or goals.is_live(home, n) or goals.is_paused(home, n)]
     rows = [_summary(home, home.goal(name)) for name in names]
     if as_json:
-        printing.json_line({"goals": rows})
+        printing.json_line({"v": 1, "goals": rows})
         return exits.DONE
     printing.table(
         ("GOAL", "STATUS", "DONE", "TEXT"),
@@ -113,7 +113,7 @@ def show(goal: str, as_json: bool) -> int:
     ]
     if as_json:
         more = {"usage": dict(state.usage), "landing": state.landing} if state is not None else {}
-        printing.json_line({**told, **more, "plan": rows, "path": str(directory.path)})
+        printing.json_line({"v": 1, **told, **more, "plan": rows, "path": str(directory.path)})
         return exits.DONE
     printing.line(f"{told['goal']}: {told['status']}{': ' + told['reason'] if told['reason'] else ''}")
     printing.line(f"  {told['text']}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from loom.wire.errors import BadInput, NotFound, Usage
 
 MAX_BYTES = 8 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def stdin_is_terminal() -> bool:
@@ -17,7 +19,10 @@ def stdin_is_terminal() -> bool:
 
 def read_stdin(limit: int = MAX_BYTES) -> str:
     """All of stdin. Raises BadInput when it is empty, no text or over the limit."""
-    data = b"" if sys.stdin is None else sys.stdin.buffer.read(limit + 1)
+    try:
+        data = b"" if sys.stdin is None else _read(sys.stdin.buffer, limit + 1)
+    except OSError as error:
+        raise BadInput(f"stdin cannot be read: {error.strerror}") from None
     return decode(data, "stdin", limit)
 
 
@@ -25,12 +30,21 @@ def read_file(path: str, limit: int = MAX_BYTES) -> str:
     """All of a file. Raises NotFound, and BadInput as read_stdin does."""
     try:
         with Path(path).open("rb") as file:
-            data = file.read(limit + 1)
+            data = _read(file, limit + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"there is no file {path!r}") from None
     except OSError as error:
         raise BadInput(f"{path!r} cannot be read: {error.strerror}") from None
     return decode(data, repr(path), limit)
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    """At most `size` bytes; memory is taken for what comes, not for what may come."""
+    chunks: list[bytes] = []
+    while size > 0 and (chunk := file.read(min(size, _CHUNK_BYTES))):
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
 
 
 def decode(data: bytes, what: str, limit: int) -> str:

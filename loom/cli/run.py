@@ -18,7 +18,7 @@ from loom.spool import config, fs, goals, wake
 from loom.spool.config import Loaded
 from loom.spool.layout import GoalDir, Home
 from loom.wire import exits, ids
-from loom.wire.errors import BadInput, Config, NotFound
+from loom.wire.errors import BadInput, Config, NotFound, Usage
 from loom.wire.goal import GoalSpec, Limits
 from loom.wire.times import day_of
 
@@ -49,7 +49,7 @@ def cli(
     text = _goal_text(goal, goal_file)
     source = _source(workspace)
     if land and not source:
-        raise BadInput("--land needs a workspace to land in", hint="name it: -w DIR")
+        raise Usage("--land needs a workspace to land in", hint="name it: -w DIR")
     home = open_home()
     loaded = config.load(home, os.environ)
     models, env = _models(home, loaded, model)
@@ -78,7 +78,7 @@ def cli(
 
 def _goal_text(goal: str | None, goal_file: str | None) -> str:
     if goal is not None and goal_file is not None:
-        raise BadInput("the goal is given twice: as an argument and with --file")
+        raise Usage("the goal is given twice: as an argument and with --file")
     try:
         stdin = sys.stdin  # None when it is closed
         if stdin is not None and (goal_file == "-" or (goal is None and goal_file is None and not stdin.isatty())):

@@ -10,10 +10,12 @@ import click
 from loom.cli import agent_state, printing
 from loom.cli import input as texts
 from loom.cli.homes import open_home
+from loom.cli.params import Seconds
 from loom.spool import agents, bodies, locks, mailbox, wake
+from loom.spool.home import disk_error
 from loom.spool.layout import AgentDir, Home
 from loom.wire import exits, ids
-from loom.wire.errors import BadInput, Deadline, NotFound, TryLater, Usage, WorkFailed
+from loom.wire.errors import BadInput, Deadline, LoomError, NotFound, TryLater, Usage, WorkFailed
 from loom.wire.message import Message
 
 SENDER = "user"
@@ -29,7 +31,7 @@ _POLL_S = (0.005, 0.2)
 @click.option("--stdin-lines", is_flag=True, help="Send each line of stdin as a message of its own.")
 @click.option("--thread", metavar="T", help="The conversation it belongs to; `main` by default.")
 @click.option("--wait", is_flag=True, help="Wait for the answer and print it.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="S", help="With --wait: give up after so many seconds.")
+@click.option("--timeout", type=Seconds(), metavar="S", help="With --wait: give up after so many seconds.")
 @click.option("--name", "stem", metavar="STEM", help="The message's name, so that sending twice is sending once.")
 @click.option(
     "--max-input",
@@ -78,10 +80,10 @@ def cli(
         new = mailbox.deliver(agent, stem, _encode(home, stem, body, thread or ""))
     except mailbox.Conflict as error:
         raise BadInput(str(error), hint="choose another --name") from None
-    if agent_state.is_served(agent):
-        wake_up(home, agent)
+    if wait and agent_state.is_served(agent):
+        _wake_for(home, agent, stem)
     elif not wait:
-        printing.note(agent_state.why_unserved(agent))
+        rouse(home, agent)
     if wait:
         return _print_reply(home, agent, stem, attempt, timeout, as_json)
     if as_json:
@@ -124,13 +126,33 @@ def _send_lines(home: Home, agent: AgentDir, body: str, thread: str, as_json: bo
         mailbox.deliver_all(agent, [(stem, _encode(home, stem, line, thread)) for stem, line in batch])
         if not as_json:
             printing.write("".join(f"{stem}\n" for stem in stems[start : start + _BATCH]))
-    if agent_state.is_served(agent):
-        wake_up(home, agent)
-    else:
-        printing.note(agent_state.why_unserved(agent))
+    rouse(home, agent)
     if as_json:
         printing.json_line({"v": 1, "agent": agent.name, "messages": stems, "want": agents.read_want(agent)})
     return exits.DONE
+
+
+def rouse(home: Home, agent: AgentDir) -> None:
+    """See that accepted mail is worked on. What hinders that is told, but no failure: after one people send again."""
+    if not agent_state.is_served(agent):
+        printing.note(agent_state.why_unserved(agent))
+        return
+    try:
+        wake_up(home, agent)
+    except LoomError as error:
+        printing.note(f"accepted; its mail waits, because {error.line()}")
+    except OSError as error:
+        printing.note(f"accepted; its mail waits, because {disk_error(error, 'no supervisor could be started').line()}")
+
+
+def _wake_for(home: Home, agent: AgentDir, stem: str) -> None:
+    """For --wait: the error says how to ask again for what was accepted."""
+    try:
+        wake_up(home, agent)
+    except TryLater as error:
+        again = f"the message is accepted; ask again with: loom send {agent.name} TEXT --name {stem} --wait"
+        error.hint = f"{error.hint}; {again}" if error.hint else again
+        raise
 
 
 def wake_up(home: Home, agent: AgentDir) -> None:

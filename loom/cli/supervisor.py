@@ -11,6 +11,7 @@ import click
 
 from loom.cli import ensure, printing
 from loom.cli.homes import open_home
+from loom.cli.params import Seconds
 from loom.spool import agents
 from loom.spool.layout import Home
 from loom.wire.errors import NotFound
@@ -53,7 +54,13 @@ def status(as_json: bool) -> None:
         word = agents.read_hint(agent.status) or "unknown"
         counts[word] = counts.get(word, 0) + 1
     if as_json:
-        record = {"running": who is not None, "pid": who.pid if who else None, "home": str(home.path), "agents": counts}
+        record = {
+            "v": 1,
+            "running": who is not None,
+            "pid": who.pid if who else None,
+            "home": str(home.path),
+            "agents": counts,
+        }
         printing.json_line(record)
         return
     words = ", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "no agents"
@@ -71,7 +78,7 @@ def reload() -> None:
 
 
 @cli.command(help="Stop all agents and the supervisor; what is wanted stays and goes on with the next start.")
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds to wait for it.")
+@click.option("--timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds to wait for it.")
 def stop(timeout: float) -> None:
     home = open_home()
     stopped = ensure.stop_supervisor(home, timeout)

@@ -236,7 +236,7 @@ class Charge:
         last = crashes.newest(self.agent) or {}
         because = f": {last['last_error']}" if last.get("last_error") else ""
         text = f"{self.name} crashed {count} times without finishing a message{because}"
-        hint = f"see {self.agent.crashes}, then: loom agent start {self.name}"
+        hint = f"see {self.agent.crashes}, then: loom agent restart {self.name}"
         if self.fail_claimed("dead", text, hint) is None:
             return False
         agents.write_want(self.agent, "dead")

@@ -61,7 +61,8 @@ def prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools]:
     directory = home.agent(spec.name)
     cwd = spec.env.get(WORKSPACE_ENV) or os.getcwd()
     env = agent_env(home, spec, directory.path, cwd)
-    model = open_model(spec.model, model_context(home, {**os.environ, **spec.env}, cwd, env))
+    # A model is named from where the caller stands; tools work in the workspace.
+    model = open_model(spec.model, model_context(home, {**os.environ, **spec.env}, os.getcwd(), env))
     return model, grant(spec.tools, tool_dirs(home, directory), env, cwd)
 
 
@@ -170,7 +171,11 @@ def begin(home: Home, spec: AgentSpec, prompt: str, body: str, thread: str = "")
             files = [(place.spec, wire.encode(spec))]
             if prompt:
                 files.append((place.prompt, prompt.encode()))
-            fs.publish_all([*files, (_message_path(place), bodies.encode(home.blobs, message))])
+            try:
+                fs.publish_all([*files, (_message_path(place), bodies.encode(home.blobs, message))])
+            except BaseException:
+                _remove(place)  # nothing was accepted
+                raise
             with _kept(begun):
                 yield begun
 
@@ -224,16 +229,21 @@ def resume(home: Home, name: str, stem: str = "") -> Iterator[Filter]:
 
 @contextmanager
 def _kept(filter_: Filter) -> Iterator[None]:
-    """The directory goes at the end, unless the filter is left: the message first, because with it the rest counts."""
+    """The directory goes at the end, unless the filter is left."""
     try:
         yield
     finally:
         if not filter_.left:
-            fs.remove(_message_path(filter_.place))
-            try:
-                fs.remove_tree(filter_.place.path)
-            except OSError:
-                pass  # litter without a message: nobody resumes it, gc sweeps it
+            _remove(filter_.place)
+
+
+def _remove(place: AgentDir) -> None:
+    """A filter's directory, the message first, because with it the rest counts."""
+    try:
+        fs.remove(_message_path(place))
+        fs.remove_tree(place.path)
+    except OSError:
+        pass  # litter: gc sweeps it
 
 
 def left(home: Home, name: str) -> list[str]:

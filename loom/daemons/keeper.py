@@ -84,7 +84,9 @@ class KeeperWorker:
         }
 
     def prepare(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of the workspace for one attempt, and the manifest it began with."""
+        """A copy of the workspace for one attempt, and the manifest it began with. Earlier attempts' copies go."""
+        for earlier in range(payload["attempt"]):
+            fs.remove_tree(goal.tree(payload["subtask"], earlier))
         attempt = goal.attempt(payload["subtask"], payload["attempt"])
         tree = attempt / "tree"
         if not tree.exists():
@@ -132,9 +134,14 @@ class KeeperWorker:
         }
 
     def apply(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """Bring committed changes into the goal's workspace: {written, conflicts}."""
+        """Bring committed changes into the goal's workspace: {written, conflicts}. The attempt's copy has served then.
+
+        Without that a goal of n subtasks would end with n copies of its workspace.
+        """
         changes = trees.changes_from_json(self._get(payload["changes"]))
         applied = trees.apply(goal.workspace, changes, self.agent.home.blobs, goal.id)
+        if not applied.conflicts:
+            fs.remove_tree(goal.tree(payload["subtask"], payload["attempt"]))
         return {"written": list(applied.written), "conflicts": list(applied.conflicts)}
 
     def land(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from loom.wire.errors import BadInput, Config, Deadline, Disk, LoomError
 from loom.wire.jsontext import use_orjson
 
 LOOK_EVERY_S = 2.0  # how often a runner without a supervisor looks by itself
+LOOK_ANYWAY_S = 30.0  # and one with a supervisor, in case that nobody can ring it any more
 READY_FD = "LOOM_READY_FD"
 ALONE_FD = "LOOM_ALONE_FD"
 
@@ -176,7 +177,8 @@ class MailboxLoop:
         self._status = ""
 
     def close(self) -> None:
-        os.close(self.bell)
+        if self.bell >= 0:
+            os.close(self.bell)
 
     def recover(self) -> None:
         """Finish what the incarnation before us had claimed; costs only the work in flight."""
@@ -206,7 +208,19 @@ class MailboxLoop:
             )
             if left_s is not None and left_s <= 0:
                 return exits.DONE
-            self.alone.wait(self.agent.stopping, left_s, [self.bell])
+            self._mend_bell()
+            self.alone.wait(
+                self.agent.stopping, LOOK_ANYWAY_S if left_s is None else min(left_s, LOOK_ANYWAY_S), [self.bell]
+            )
+
+    def _mend_bell(self) -> None:
+        """A FIFO that was removed, by somebody who cleaned up `run/`, is made again."""
+        home = self.agent.home
+        fifo = home.wake_fifo(self.agent.dir.name)
+        if not wake.is_heard(fifo, self.bell) and home.version.exists():
+            os.close(self.bell)
+            self.bell = -1
+            self.bell = wake.listen(fifo)
 
     def handle(self, claimed: Claimed) -> None:
         """One message from claim to the end of its life."""

@@ -76,13 +76,14 @@ class Supervisor:
         self._idle_since: float | None = None
         self._idle_check_at = 0.0
         self._start_lock: locks.Lock | None = None
+        self._displaced = False  # our lock is not the home's any more: whoever takes that one serves the home
 
     # -- life --------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Serve until told to leave. Raises TryLater when this home has a supervisor, Config where it cannot run."""
         pidfd.check_supported()
-        with self._own_home():
+        with self._own_home() as self._lock:
             self._set_up()
             try:
                 self._turn(0.0)
@@ -130,7 +131,8 @@ class Supervisor:
         spawn.freeze()
 
     def _tear_down(self) -> None:
-        fs.remove(self.home.supervisor_pid)
+        if not self._displaced:
+            fs.remove(self.home.supervisor_pid)
         self._hands.close()
         self._sights.close()
         self._epoll.close()
@@ -248,10 +250,24 @@ class Supervisor:
                 self._ward.mail_came(self._ward.charges[name], arrived)
 
     def _look_everywhere(self) -> None:
+        self._look_at_home()
         self._sweep_at = time.monotonic() + (self.settings.sweep_s if self._sights.complete else _BLIND_SWEEP_S)
         self._sights.watch_home()
         self._find_agents()
         self._ward.look_at_all()
+
+    def _look_at_home(self) -> None:
+        """Leave when the home, or its `run/` with our lock, was removed or moved away; mend a lost doorbell."""
+        if not wake.is_heard(self.home.supervisor_lock, self._lock.fd):
+            if not self._displaced:
+                self.say("error", "displaced", error=f"{self.home.supervisor_lock} is gone or another one; leaving")
+            self._displaced = True
+            self._ward.leave()
+        elif not wake.is_heard(fifo := self.home.wake_fifo("supervisor"), self._bell):
+            self.unlisten(self._bell)
+            os.close(self._bell)
+            self._bell = wake.listen(fifo)
+            self.listen(self._bell, self._on_bell)
 
     def _find_agents(self) -> None:
         for charge in self._ward.find():

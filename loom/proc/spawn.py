@@ -30,10 +30,9 @@ from loom.wire import exits
 
 READY_FD = 3
 ALONE_FD = 4
-_HIGH_FD = 64  # descriptors are moved up here before they take their places below
 _SYS_CLOSE_RANGE = 436
 _RESET = sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-_BASE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
+_BASE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LOOM_LOG")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 Entry = Callable[[Path], int]
@@ -179,7 +178,8 @@ def _settle(program: Program, stderr: int, ready: int, alone: int) -> None:
 
 def _place_descriptors(stderr: int, ready: int, alone: int, *, inheritable: bool) -> None:
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD) for fd in (null, stderr, stderr, ready, alone)]
+    # Above all places first, so that none is overwritten before it is copied; no higher: the limit may be low.
+    sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, ALONE_FD + 1) for fd in (null, stderr, stderr, ready, alone)]
     for place, source in enumerate(sources):
         os.dup2(source, place, inheritable=inheritable or place <= 2)
     close_from(ALONE_FD + 1)

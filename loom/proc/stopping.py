@@ -50,6 +50,12 @@ class Stopping:
         for signum in signums or (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._on_signal)
 
+    def install_terminal(self) -> None:
+        """The same, and SIGHUP: the terminal was closed. Not under nohup, which is asking to go on."""
+        self.install()
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            self.install(signal.SIGHUP)
+
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.signum = signum
         try:

@@ -109,7 +109,7 @@ def waiting(agent: AgentDir) -> int:
     """How many messages wait in the inbox."""
     try:
         return sum(1 for n in os.listdir(agent.inbox) if n.endswith(".msg") and not n.startswith("."))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # of one agent; the list of all shall not end with it
         return 0
 
 

@@ -421,20 +421,20 @@ def append(fd: int, line: bytes) -> None:
     write_all(fd, line)
 
 
-def copy_file(source: int, target: Path, mode: int, *, sync: bool = False) -> str:
-    """Copy an open regular file to a new `target` of this mode; the SHA-256 of the bytes that were copied.
+def copy_file(source: int, target: Path, mode: int, size: int) -> str:
+    """Copy the first `size` bytes of an open regular file to a new `target`; the SHA-256 of what was copied.
 
-    Durable on its own only with `sync`; a whole tree is synced at once by sync_tree.
+    Not more than that: a file may grow while it is read, and some files of /proc have no end. A whole tree is synced
+    at once by sync_tree.
     """
     digest = sha256()
     fd = calls.create(str(target), FILE_MODE)
     try:
-        while chunk := os.read(source, 1 << 20):
+        while size > 0 and (chunk := os.read(source, min(size, 1 << 20))):
             digest.update(chunk)
             write_all(fd, chunk)
+            size -= len(chunk)
         calls.chmod(fd, mode)
-        if sync:
-            calls.fsync(fd)
     finally:
         os.close(fd)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loom.spool import fs, locks
-from loom.spool.layout import PROTOCOL_VERSION, Home
+from loom.spool.layout import HOME_ENTRIES, PROTOCOL_VERSION, Home
 from loom.wire.errors import Config, Disk
 
 # f_type of statfs(2) for file systems whose locks, links or syncs do not hold what the protocol needs.
@@ -37,12 +37,14 @@ class Ground:
 def open_home(path: Path, env: dict[str, str] | os._Environ[str] = os.environ) -> Home:
     """The home at `path`, made when it is not there.
 
-    Raises Config for a newer tree, a refused file system or an inbox on another device; Disk when it cannot be
-    made or written.
+    Raises Config for a newer tree, somebody's directory that is none, a refused file system or an inbox on another
+    device; Disk when it cannot be made or written.
     """
     home = Home(path)
+    _check_name(path)
     try:
         if not home.version.exists():
+            _check_empty(home)
             _create(home)
         _check_version(home)
         _check_boot(home, env)
@@ -66,10 +68,50 @@ def disk_error(error: OSError, tried: str) -> Disk:
         errno.ENOTDIR: "something on the way is no directory: set LOOM_HOME to another place",
         errno.EXDEV: "all of a home must lie on one device",
         errno.EFBIG: "the file-size limit is reached: raise `ulimit -f`",
+        errno.ENAMETOOLONG: "set LOOM_HOME to a directory with a shorter name",
+        errno.ENOENT: "something on the way is missing: make it first, or set LOOM_HOME to another place",
     }
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    if error.errno == errno.ENOENT and error.filename is None and _is_nowhere():
+        return Disk(f"{tried}: the current directory does not exist any more", hint="cd to another one")
+    filename = error.filename2 or error.filename  # of a rename, the temporary file says nothing to a person
+    name = os.fsdecode(filename) if isinstance(filename, str | bytes) else ""
     place = f" ({name})" if name and name not in tried else ""
     return Disk(f"{tried}: {error.strerror or error}{place}", hint=hints.get(error.errno or 0, ""))
+
+
+def _is_nowhere() -> bool:
+    """Whether our current directory was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _check_name(path: Path) -> None:
+    """The home's path stands in messages and records, which are UTF-8."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise Config(
+            f"the name of the home is not UTF-8: {str(path)!a}", hint="set LOOM_HOME to another place"
+        ) from None
+
+
+def _check_empty(home: Home) -> None:
+    """Refuse to make a home of a directory in which somebody keeps other things: a home's `run/` is emptied."""
+    try:
+        names = sorted(os.listdir(home.path))
+    except FileNotFoundError:
+        return
+    strange = [name for name in names if name not in HOME_ENTRIES and not name.startswith(".")]
+    if not strange and "run" in names and not home.boot_id.exists() and any(home.run.iterdir()):
+        strange = ["run"]
+    if strange:
+        raise Config(
+            f"{home.path} is no loom home and not empty: it holds {strange[0]!a}",
+            hint="set LOOM_HOME to a new directory",
+        )
 
 
 def _create(home: Home) -> None:

@@ -15,6 +15,14 @@ from loom.wire.times import day_of
 
 PROTOCOL_VERSION = 1
 ERROR_SUFFIX = ".error.json"
+# All that may lie in a home: by these names one without `version` is told from somebody's directory.
+HOME_ENTRIES = frozenset(
+    (
+        *("version", "config.yml", "routes.json", "start.lock", "agents", "filters", "pipes", "goals", "heads"),
+        *("blobs", "ledger", "secrets", "skills", "tools", "playbooks", "policies", "schedules", "logs", "run"),
+        *("index", "archive", "lost+found"),
+    )
+)
 
 
 def default_home(env: Mapping[str, str]) -> Path:

@@ -133,7 +133,7 @@ def _copy_one(fd: int, target: Path, manifest: Manifest, total: list[int]) -> En
     found = os.fstat(fd)
     _count(manifest, total, found.st_size)
     mode = (stat.S_IMODE(found.st_mode) & 0o777) | 0o600
-    return Entry(fs.copy_file(fd, target, mode), mode, found.st_size)
+    return Entry(fs.copy_file(fd, target, mode, found.st_size), mode, found.st_size)
 
 
 def _is_there(name: str, directory: int) -> bool:

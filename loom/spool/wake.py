@@ -30,6 +30,15 @@ def listen(fifo: Path) -> int:
     return fd
 
 
+def is_heard(fifo: Path, fd: int) -> bool:
+    """Whether what is rung there reaches this descriptor: somebody may have removed or replaced the FIFO."""
+    try:
+        there, ours = os.lstat(fifo), os.fstat(fd)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
 def drain(fd: int) -> None:
     """Take all bytes out, so that the next poll waits again."""
     try:

@@ -53,7 +53,7 @@ WRONG = {
     "other gates": (["--model", "builtin", "--gates", "human"], 2, "--gates"),
     "no such folder": (["--model", "builtin", "-w", "nowhere"], 66, "does not exist"),
     "a file for a folder": (["--model", "builtin", "-w", "home/version"], 66, "is not a directory"),
-    "landing nowhere": (["--model", "builtin", "--land"], 65, "-w DIR"),
+    "landing nowhere": (["--model", "builtin", "--land"], 2, "-w DIR"),
     "no such goal file": (["--model", "builtin", "--file", "nowhere"], 66, "nowhere"),
 }
 

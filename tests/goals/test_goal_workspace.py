@@ -231,3 +231,18 @@ def test_odd_names_survive(world: World):
         said = f"Text of file number {names.index(name)}."
         assert (said in done.out) == name.isprintable(), "a name that no plan can say is not shown to the planner"
     assert "Not said." not in done.out
+
+
+def test_copies_of_the_workspace_go_when_they_have_served(world: World):
+    world.folder("work", big_md="Much text. " * 1000)
+    one, two = sub("one", deliverables=["one.md"]), sub("two", deliverables=["two.md"], depends_on=["one"])
+    model = world.script(
+        planned(one, two),
+        *does(execute("one"), writes("one.md", "One.\n"), {"text": "Written."}),
+        *does(execute("two"), writes("two.md", "Two.\n"), {"text": "Written."}),
+        PASSES,
+    )
+    done = world.run("-w", world.work, model=model)
+    assert done.status == 0, done.err
+    assert (world.goal().workspace / "big.md").exists()
+    assert list((world.goal().path / "subtasks").rglob("big.md")) == []

@@ -379,3 +379,13 @@ def test_in_a_persons_tree_files_keep_their_mode_and_links_are_not_asked_for_the
     found = look(before)
     assert found["kept"] == (b"2", 0o640) and found["was-link"] == (b"2", 0o644)
     assert found["run"] == (b"1", 0o700) and found["new"] == (b"3", 0o755)
+
+
+def test_a_file_is_copied_as_long_as_it_was_when_it_was_opened(tmp_path: Path):
+    source = tmp_path / "grows"
+    source.write_bytes(b"begin" * 10)
+    fd = os.open(source, os.O_RDONLY)
+    source.write_bytes(b"begin" * 10 + b"more")
+    fs.copy_file(fd, tmp_path / "copy", 0o600, 50)
+    os.close(fd)
+    assert (tmp_path / "copy").read_bytes() == b"begin" * 10

@@ -84,6 +84,8 @@ def decide(state: GoalState, now_us: int, free: Mapping[str, Sequence[str]]) -> 
         return _snapshot(state, pool)
     if _needs_plan(state):
         return _planning(state, pool)
+    if given_up := _given_up(state):
+        return given_up
     decisions: list[Decision] = []
     for sub in state.subtasks.values():
         decisions.extend(_advance(state, sub, pool))
@@ -278,12 +280,21 @@ def _apply(state: GoalState, pool: _Free) -> list[Decision]:
         return []
     for name, sub in state.subtasks.items():
         failed = sub.status == "applying" and sub.report is not None and not sub.report["ok"]
-        if sub.status == "committed" or (failed and may_apply_again(state, sub)):
+        if sub.status == "committed" or (failed and _may_apply_again(state, sub)):
             return _dispatch(pool, "apply", subtask=name, attempt=sub.attempt, payload={"changes": sub.changes})
     return []
 
 
-def may_apply_again(state: GoalState, sub: SubState) -> bool:
+def _given_up(state: GoalState) -> list[Decision]:
+    """The end, when a tree stays behind the journal: nothing may begin in it and nothing else brings it up to it."""
+    for name, sub in state.subtasks.items():
+        report = sub.report
+        if sub.status == "applying" and report is not None and not report["ok"] and not _may_apply_again(state, sub):
+            return [Propose("goal.failed", {"reason": f"{name} was committed and not applied: {_failure(report)}"})]
+    return []
+
+
+def _may_apply_again(state: GoalState, sub: SubState) -> bool:
     """Whether a failed apply is repeated."""
     if _is_config_failure(sub.report):
         return False
@@ -315,10 +326,7 @@ def _on_report(state: GoalState, sub: SubState, report: Mapping[str, Any]) -> li
         if report["kind"] == "verify" and not final:
             return [_verdict_event(sub, report, {"findings": [], "inconclusive": True, "why": _failure(report)})]
         if report["kind"] == "apply":
-            if may_apply_again(state, sub):
-                return []  # _apply does
-            # Nothing may begin in a tree that is behind the journal, and nothing else brings it up to it.
-            return [Propose("goal.failed", {"reason": f"{sub.spec.id} committed and not applied: {_failure(report)}"})]
+            return []  # see _apply and _given_up
         return _failed(state, sub, _failure(report), [], final=final)
     data = report["data"]
     name = sub.spec.id
