@@ -27,7 +27,7 @@ class Teller:
     streaming  text goes to stdout as it comes. Otherwise each step's text is held until it is known whether it is
                the answer (stdout) or what the model said before it called a tool (stderr).
 
-    Into anything but a terminal text goes by whole lines, so that those of filters side by side (`xargs -P`) do not mix.
+    Into anything but a terminal text goes by whole lines: those of filters side by side (`xargs -P`) do not mix.
     """
 
     def __init__(self, *, json: bool, tools: bool) -> None:
@@ -97,7 +97,10 @@ class Teller:
         """No answer will come: print what was held; a terminal's next line is for the reason."""
         if self._held:
             held, self._held = self._held, ""
-            printing.write(held)
+            try:
+                printing.write(held)
+            except (OSError, printing.OutputClosed):
+                pass  # the reason for breaking off is what counts
         if printing.on_terminal() and not self.json:
             self.end_line()
 

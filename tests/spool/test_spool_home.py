@@ -38,6 +38,39 @@ def test_opening_again_changes_nothing(ready: Home):
     assert look() == before
 
 
+@pytest.mark.parametrize("names", [["main.c"], ["run/data"], ["agents/x", "notes.txt"]])
+def test_somebody_s_directory_is_refused_and_not_touched(tmp_path: Path, names: list[str]):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    with pytest.raises(Config) as error:
+        home.open_home(tmp_path, {})
+    assert "no loom home" in error.value.line() and "LOOM_HOME" in error.value.line()
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("names", [[], ["config.yml"], [".cache"], ["lost+found"], ["run/boot_id", "agents", "logs"]])
+def test_what_may_lie_in_a_home_may_be_there_before_it(tmp_path: Path, names: list[str]):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("") if "." in name or "_" in name else (tmp_path / name).mkdir()
+    assert home.open_home(tmp_path, {}).version.exists()
+
+
+def test_a_name_that_is_no_utf_8_is_refused(tmp_path: Path):
+    with pytest.raises(Config) as error:
+        home.open_home(tmp_path / "a\udcff", {})
+    assert error.value.line().isprintable()
+
+
+def test_an_error_of_a_rename_names_what_was_to_be_written(ready: Home):
+    ready.config.mkdir()
+    with pytest.raises(OSError) as error:
+        fs.replace(ready.config, b"")
+    assert str(ready.config) in home.disk_error(error.value, "the disk refused").line()
+
+
 @pytest.mark.parametrize("text", ["2\n", "10", "99999999999999999999"])
 def test_a_newer_home_is_refused_and_not_touched(ready: Home, text: str):
     ready.version.write_text(text)
