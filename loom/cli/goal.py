@@ -78,6 +78,7 @@ def ps(everything: bool, as_json: bool) -> int:
     """List goals."""
     home = open_home()
     names = [n for n in goals.names(home) if everything or goals.is_live(home, n) or goals.is_paused(home, n)]
+    names.sort(key=lambda name: goals.made_at(home.goal(name)))
     rows = [_summary(home, home.goal(name)) for name in names]
     if as_json:
         printing.json_line({"v": 1, "goals": rows})
@@ -119,7 +120,7 @@ def show(goal: str, as_json: bool) -> int:
     printing.line(f"  {told['text']}")
     if state is not None:
         spec = state.spec
-        printing.line(f"  workspace  {spec.source or '(none)'}{', landed' if state.landing == 'landed' else ''}")
+        printing.line(f"  workspace  {spec.source or '(none)'}{_LANDED.get(state.landing, '')}")
         printing.line(f"  models     {', '.join(f'{r} {m}' for r, m in spec.models.items())}")
         printing.line(f"  tokens     {', '.join(f'{n} {k}' for k, n in state.usage.items()) or 'none'}")
     printing.line(f"  files      {directory.path}")
@@ -131,6 +132,9 @@ def show(goal: str, as_json: bool) -> int:
         ],
     )
     return exits.DONE
+
+
+_LANDED = {"landed": ", landed", "conflict": ", landing refused: nothing was written"}
 
 
 def _why(sub: SubState) -> str:
@@ -180,6 +184,9 @@ def _detail(event: Event) -> str:
         words.append("passed" if data["passed"] else "not passed")
     if event.type == "plan.accepted":
         words.append(f"{len(data['subtasks'])} subtasks")
+    if event.type == "goal.landed":
+        changed = f"refused: {', '.join(data['conflicts'][:5])}"
+        words.append(f"{len(data['written'])} files" if data["ok"] else changed)
     if reasons := data.get("reasons"):
         words.append(str(reasons[0]))
     return " ".join(" ".join(words).split())[:160]

@@ -111,7 +111,10 @@ def _source(workspace: str | None) -> str:
         raise NotFound(f"the workspace {path} does not exist")
     if not path.is_dir():
         raise NotFound(f"the workspace {path} is not a directory")
-    return str(path.resolve())
+    found = path.resolve()
+    if found == Path("/"):
+        raise Usage("the whole file system is no workspace", hint="name the directory the goal is about: -w DIR")
+    return str(found)
 
 
 def _models(home: Home, loaded: Loaded, flag: str | None) -> tuple[dict[str, str], dict[str, str]]:

@@ -287,9 +287,10 @@ def _report(order: OrderState, message: Message) -> dict[str, Any]:
     usage = data.pop("usage", None)
     usage = usage if isinstance(usage, dict) else None
     if message.error:
+        hint = f"; {data['hint']}" if isinstance(data.get("hint"), str) and data["hint"] else ""
         error = {
             "type": data.get("error_type", "error"),
-            "message": message.body[:2000],
+            "message": f"{message.body[:2000]}{hint}",
             "exit_status": data.get("exit_status"),
         }
         return {"order": order.name, "ok": False, "data": None, "error": error, **times}

@@ -73,6 +73,7 @@ class Router:
 
     def recover(self) -> None:
         """Everything is looked at once."""
+        fs.hint(self.agent.dir.status, "idle")
         self.sweep()
 
     def run(self, drain: bool) -> int:

@@ -107,14 +107,22 @@ def find_program(rest: str, context: ModelContext) -> str:
     found = next((c for c in candidates if _is_program(c)), None)
     if found is not None:
         return os.path.abspath(found)
-    blocked = next((c for c in candidates if c.is_file()), None)
+    blocked = next((c for c in candidates if _is_file(c)), None)
     if blocked is not None:
         raise errors.Config(f"exec/{rest}: {blocked} is not executable; run: chmod +x {blocked}")
     raise errors.NotFound(f"exec/{rest}: no such program {_looked_in(rest, context)}")
 
 
 def _is_program(path: Path) -> bool:
-    return path.is_file() and os.access(path, os.X_OK)
+    return _is_file(path) and os.access(path, os.X_OK)
+
+
+def _is_file(path: Path) -> bool:
+    """As a shell searches PATH: what we may not look into has nothing for us."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _looked_in(rest: str, context: ModelContext) -> str:

@@ -91,6 +91,8 @@ def split_name(name: str, context: ModelContext) -> tuple[str, str]:
     if not slash and prefix == "builtin":
         return prefix, ""
     if not slash and prefix not in known:
+        if _is_like_builtin(name):
+            raise errors.Usage(f"no model {name!r}; did you mean 'builtin'?", hint=f"for Ollama's write ollama/{name}")
         return _default_provider(context), name
     if prefix not in known:
         hint = f"for a model of Ollama with a slash in its name write ollama/{name}"
@@ -101,6 +103,14 @@ def split_name(name: str, context: ModelContext) -> tuple[str, str]:
 
 
 _EXAMPLE = {"exec": "PROGRAM", "script": "FILE", "builtin": "echo"}
+
+
+def _is_like_builtin(name: str) -> bool:
+    if not name.startswith("b"):
+        return False  # most names: they need not pay for the import
+    from difflib import get_close_matches
+
+    return bool(get_close_matches(name, ["builtin"], 1, 0.8))
 
 
 def find_provider(alias: str, context: ModelContext) -> Provider:

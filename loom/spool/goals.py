@@ -46,6 +46,14 @@ def names(home: Home) -> list[str]:
     return sorted(n for n in found if ids.is_goal(n))
 
 
+def made_at(goal: GoalDir) -> float:
+    """When the goal was made, for listing in that order; 0 when that cannot be said."""
+    try:
+        return goal.document.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def live(home: Home) -> list[str]:
     """Ids of goals that are under way: not marked as resting."""
     return [n for n in names(home) if is_live(home, n)]

@@ -246,7 +246,7 @@ def test_terminal_states_are_final_landing_excepted(status: str):
         world.propose(f"goal.{status}", {"reason": "x"})
     assert world.state.status == status
     for type_ in EVENTS:
-        assert "would change what is final" in refused(world, type_, ANY)
+        assert "which is final" in refused(world, type_, ANY)
     reason = refused(world, "order.dispatched", order("prepare", "keeper-9", "a"))
     assert "nothing but landing may be ordered" in reason
     assert check(world.state, "order.dispatched", order("land", "keeper-9")) == []

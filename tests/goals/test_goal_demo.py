@@ -120,3 +120,11 @@ def test_the_demonstration_says_what_is_wrong_with_a_folder(world: World, demo: 
     assert absent.returncode == 66 and "not a directory" in absent.stderr
     empty = run_demo(world, demo, world.folder("empty", a_png="no text"))
     assert empty.returncode == 66 and "no Markdown or text" in empty.stderr
+
+
+def test_a_digest_the_user_wrote_is_not_written_over(world: World):
+    (world.work / "bees.md").write_text("Bees hum in the garden all day. They make honey for the long winter months.\n")
+    (world.work / "DIGEST.md").write_text("# My own digest\n\nNever lose it.\n")
+    done = world.run("-w", world.work, "--land", text="Write a digest of these documents.")
+    assert done.status == 1 and "DIGEST.md is there already and is no digest made before" in done.err
+    assert (world.work / "DIGEST.md").read_text() == "# My own digest\n\nNever lose it.\n"

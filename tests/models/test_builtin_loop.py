@@ -213,7 +213,7 @@ def one_task(docs: dict[str, str]) -> tuple[dict[str, Any], FarSide]:
         ({"deliverables": []}, "the deliverables are: none"),
         ({"deliverables": ["out.py"]}, "the deliverables are: out.py"),
         ({"deliverables": ["a.md", "b.md"]}, "the deliverables are: a.md, b.md"),
-        ({"deliverables": ["notes/000-mailbox.md"]}, "does not overwrite its source"),
+        ({"deliverables": ["notes/000-mailbox.md"]}, "is no digest made before"),
         ({"instruction": "Translate the document into German."}, "asks for something else"),
         ({"instruction": "Fix it."}, "asks for something else"),
         ({"reads": ["notes/000-mailbox.md", "none.md"]}, "none.md cannot be read: none.md: no such file"),
@@ -348,3 +348,11 @@ def test_what_is_no_digest_is_inconclusive_and_never_passes(change: dict[str, An
 def test_an_order_in_no_known_form_is_not_claimed_to_be_done(module: Any, order: str) -> None:
     answer = run(module.open("x"), order, FarSide({"a.md": "Some text."}))
     assert answer.get("status") == "blocked" or answer.get("inconclusive")
+
+
+def test_a_file_of_the_user_is_not_written_over():
+    from loom.models.builtin.digest import is_digest
+
+    assert not is_digest("# My own digest\n\nNever lose it.\n")
+    assert not is_digest("## Notes\n\n- one\n")
+    assert is_digest("") and is_digest("## Bees\nSource: bees.md\n\n- They hum.\n")

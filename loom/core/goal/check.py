@@ -48,7 +48,7 @@ _ORDER_FROM: dict[str, tuple[str, ...]] = {
 def check(state: GoalState, type_: str, data: Data) -> list[str]:
     """Why this event may not be appended; empty when it may."""
     if state.ended and type_ not in _AFTER_THE_END:
-        return [f"the goal is {state.status}: {type_} would change what is final"]
+        return [f"the goal is {state.status}, which is final: nothing is left to change"]
     if type_.startswith("subtask.") or type_ in _SUBTASK_FROM:
         reasons = _of_subtask(state, type_, data)
         if reasons:

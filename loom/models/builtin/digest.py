@@ -148,6 +148,13 @@ def parse(text: str) -> Digest:
     return digest
 
 
+def is_digest(text: str) -> bool:
+    """Whether a file looks like a digest of ours, or is empty: it may be written over."""
+    parts = parse(text).parts
+    sourced = [part for part in parts if part.source]
+    return not text.strip() or (bool(sourced) and all(p.source or p.title == OVERVIEW for p in parts))
+
+
 def as_sentences(items: Iterable[Item]) -> list[Sentence]:
     """The items of a digest as sentences to choose from."""
     return [Sentence(item.text) for item in items]

@@ -15,6 +15,7 @@ from loom.models.builtin.digest import (
     FOLDER,
     Part,
     as_sentences,
+    is_digest,
     overview_size,
     parse,
     quotable,
@@ -49,7 +50,9 @@ def _answer(request: ChatRequest) -> Step:
 
 def _next_step(transcript: Transcript, order: orders.Order) -> Step:
     target = _target(transcript, order)
-    reads = order.paths("reads")
+    if step := _spare(transcript, target, order):
+        return step
+    reads = [p for p in order.paths("reads") if p != target]
     wanted = [p for p in reads if p.startswith(FOLDER)] if order.has("synthesis") else reads
     if not wanted:
         raise Blocked(f"no digests ({FOLDER}*.md) are among the files to read, so there is nothing to put together")
@@ -78,9 +81,19 @@ def _target(transcript: Transcript, order: orders.Order) -> str:
         raise Blocked(f"{BEYOND}: it writes one digest, a .md file; the deliverables are: {found}")
     if not orders.asks_for_digest(order.text()):
         raise Blocked(f"{BEYOND}, and the instruction asks for something else")
-    if deliverables[0] in reads:
-        raise Blocked(f"{deliverables[0]} is to be read and written; a digest does not overwrite its source")
     return deliverables[0]
+
+
+def _spare(transcript: Transcript, target: str, order: orders.Order) -> Step | None:
+    """Look at a file that is there before it is written over. Raises Blocked when it is no earlier digest."""
+    if target not in order.paths("reads"):
+        return None
+    if step := transcript.read_next([target]):
+        return step
+    reading = transcript.reading(target)
+    if not reading.error and not is_digest(reading.text):
+        raise Blocked(f"{target} is there already and is no digest made before; move it away or give it another name")
+    return None
 
 
 def _text(transcript: Transcript, path: str) -> str:

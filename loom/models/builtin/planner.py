@@ -62,7 +62,7 @@ def plan(goal: str, files: Sequence[str], limit: int = DEFAULT_LIMIT) -> list[Su
     if len(items) >= 2 and not any(_mentions(item, path) for item in items for path in documents):
         return _plan_items(goal, items, ordered, limit)
     if documents and not orders.asks_for_other_work(goal):
-        return _plan_documents(documents, limit)
+        return [_aware(task, files) for task in _plan_documents(documents, limit)]
     return [_subtask("goal", _line(goal) or "An empty goal", goal or "The goal is empty.")]
 
 
@@ -161,6 +161,11 @@ def _synthesis(documents: Sequence[str], parts: Sequence[Subtask]) -> Subtask:
         reads=[*documents, *digests],
     )
     return task | {"synthesis": True}
+
+
+def _aware(task: Subtask, files: Sequence[str]) -> Subtask:
+    """The subtask told of a deliverable that is there already: who writes it reads it first."""
+    return task | {"reads": [*task["reads"], *(d for d in task["deliverables"] if d in files)]}
 
 
 def _plan_items(goal: str, items: Sequence[str], ordered: bool, limit: int) -> list[Subtask]:
