@@ -16,7 +16,7 @@ from loom.cli.following import Follower, take_up
 from loom.cli.homes import open_home
 from loom.spool import config, fs, goals, wake
 from loom.spool.config import Loaded
-from loom.spool.layout import GoalDir, Home
+from loom.spool.layout import HOME_ENTRIES, GoalDir, Home, default_home
 from loom.wire import exits, ids
 from loom.wire.errors import BadInput, Config, NotFound, Usage
 from loom.wire.goal import GoalSpec, Limits
@@ -47,7 +47,7 @@ def cli(
 ) -> int:
     """Plan GOAL, let executors work on it, verify what they did."""
     text = _goal_text(goal, goal_file)
-    source = _source(workspace)
+    source = _source(workspace, default_home(os.environ).resolve())
     if land and not source:
         raise Usage("--land needs a workspace to land in", hint="name it: -w DIR")
     home = open_home()
@@ -103,7 +103,8 @@ def _goal_text(goal: str | None, goal_file: str | None) -> str:
     return text
 
 
-def _source(workspace: str | None) -> str:
+def _source(workspace: str | None, home: Path) -> str:
+    """The workspace as an absolute path. Raises NotFound, and Usage for what would copy itself."""
     if workspace is None:
         return ""
     path = Path(workspace).expanduser().absolute()
@@ -114,6 +115,9 @@ def _source(workspace: str | None) -> str:
     found = path.resolve()
     if found == Path("/"):
         raise Usage("the whole file system is no workspace", hint="name the directory the goal is about: -w DIR")
+    inner = found.relative_to(home).parts if found.is_relative_to(home) else ("",)
+    if not inner or inner[0] in HOME_ENTRIES:
+        raise Usage(f"{found} belongs to loom's home {home}", hint="name a directory outside it: -w DIR")
     return str(found)
 
 

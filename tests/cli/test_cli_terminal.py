@@ -51,6 +51,14 @@ class Terminal:
         before, _, self.shown = self.shown.partition(text.encode())
         return before.decode()
 
+    def press_until(self, key: str, text: str) -> None:
+        """Press a key until `text` is shown: a signal that comes just before readline waits is seen with the next."""
+        for _ in range(int(DEADLINE_S)):
+            self.type(key)
+            if text.encode() in self.shown or select.select([self.fd], [], [], 1)[0]:
+                break
+        self.expect(text)
+
     def wait(self) -> int:
         return self.process.wait(DEADLINE_S)
 
@@ -133,8 +141,7 @@ def test_ctrl_c_at_the_prompt_only_begins_a_new_line(terminal: type[Terminal]) -
     talk.expect("> ")
     talk.type("forget th")
     talk.expect("forget th")  # the line editor has begun to read
-    talk.type(CTRL_C)
-    talk.expect("> ")
+    talk.press_until(CTRL_C, "> ")
     talk.type("hello\n")
     talk.expect("hello\r\nhello\r\n")
     talk.expect("> ")

@@ -51,6 +51,8 @@ WRONG = {
     "a missing program": (["--model", "exec/./nowhere"], 66, "no such program"),
     "a missing script": (["--model", "script/nowhere.ndjson"], 66, "no such file"),
     "other gates": (["--model", "builtin", "--gates", "human"], 2, "--gates"),
+    "the whole disk": (["--model", "builtin", "-w", "/"], 2, "no workspace"),
+    "the home's own": (["--model", "builtin", "-w", "home/goals"], 2, "belongs to loom's home"),
     "no such folder": (["--model", "builtin", "-w", "nowhere"], 66, "does not exist"),
     "a file for a folder": (["--model", "builtin", "-w", "home/version"], 66, "is not a directory"),
     "landing nowhere": (["--model", "builtin", "--land"], 2, "-w DIR"),
