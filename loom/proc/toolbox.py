@@ -112,6 +112,7 @@ def _describe(name: str, path: Path) -> ToolSpec:
             timeout_s=DESCRIBE_S,
             max_output_bytes=DESCRIPTION_BYTES,
             on_line=lambda line: "it printed more than one line",
+            starts=toolchild.MAX_STARTS,
         )
     except (toolchild.NotStarted, OSError) as error:
         raise broken(f"it cannot be started: {error}") from error

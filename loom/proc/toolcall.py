@@ -49,6 +49,8 @@ def call_tool(
 ) -> ToolResult:
     """Run `tool invoke` on `input`; when this returns, no process of the call is left.
 
+    A call that somebody else killed is made again when the tool is idempotent, three times at most.
+
     env          all the tool sees besides PATH, LANG, LC_ALL, TMPDIR and HOME
     on_progress  gets each JSON object the tool prints before its last
     Raises errors.Disk when we lack descriptors, memory or processes, and what on_progress raises.
@@ -77,6 +79,7 @@ def call_tool(
             timeout_s=timeout_s,
             max_output_bytes=max_output_bytes,
             on_line=on_line,
+            starts=toolchild.MAX_STARTS if tool.spec.idempotent else 1,
         )
     except toolchild.NotStarted as error:
         return _failed(f"{name} could not be started: {error}")

@@ -34,6 +34,7 @@ CHUNK_BYTES = 1 << 16
 TICK_MS = 20.0  # only where the kernel has no pidfd
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 1, 36, 37
+MAX_STARTS = 3  # of a call that may be repeated, while somebody else kills it
 OUR_LACK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 
@@ -52,6 +53,11 @@ class Ended:
     last_line: bytes | None
     fault: str
     stderr: bytes
+
+    @property
+    def killed_from_outside(self) -> bool:
+        """Somebody else ended it (an administrator, the kernel for want of memory): it says nothing of the tool."""
+        return self.exit_code in (-signal.SIGKILL, -signal.SIGTERM) and not self.timed_out and not self.fault
 
 
 class NotStarted(Exception):
@@ -73,12 +79,30 @@ def run(
     timeout_s: float,
     max_output_bytes: int,
     on_line: Callable[[bytes], str],
+    starts: int = 1,
 ) -> Ended:
     """Start `argv`, feed it `data`, read it to its end; nothing of it is alive when this returns or raises.
 
+    starts   how often it is started at most while it is killed from outside: more than once for what may be repeated
     on_line gets every line of stdout but the last and returns "" or why the tool must be ended for it
     Raises NotStarted, and errors.Disk when descriptors, memory or processes are lacking on our side.
     """
+    for _ in range(starts - 1):
+        ended = _run_once(argv, data, env, cwd, timeout_s, max_output_bytes, on_line)
+        if not ended.killed_from_outside:
+            return ended
+    return _run_once(argv, data, env, cwd, timeout_s, max_output_bytes, on_line)
+
+
+def _run_once(
+    argv: Sequence[str],
+    data: bytes,
+    env: Mapping[str, str],
+    cwd: str,
+    timeout_s: float,
+    max_output_bytes: int,
+    on_line: Callable[[bytes], str],
+) -> Ended:
     before = _children()
     was_subreaper = _become_subreaper()
     try:

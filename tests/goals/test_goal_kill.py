@@ -71,6 +71,8 @@ def kill(world: World, name: str) -> int:
 
 
 def check_end(world: World, digest: bytes) -> None:
+    state = world.state()
+    assert (state.status, state.landing) == ("completed", "landed"), world.tell()
     assert (world.work / "DIGEST.md").read_bytes() == digest
     events = world.events()
     check_once(events)

@@ -175,3 +175,12 @@ def test_faults_are_bounded_and_odd_schemas_harmless():
     odd = {"type": 3, "properties": 4, "required": "a", "enum": {}, "items": 1, "minimum": "x", "maxLength": None}
     assert [check_input(odd, value) for value in ({"a": 1}, [1], "x", 5)] == [[], [], [], []]
     assert check_input({"properties": {"a": {"$ref": "#"}}}, {"a": 10**5000}) == []
+
+
+def test_a_tool_that_somebody_kills_while_it_describes_itself_is_not_broken(tmp_path):
+    count = tmp_path / "starts"
+    shown = says(name="trial", description="x", input_schema={"type": "object"})
+    text = f"#!/bin/sh\necho start >> {count}; [ $(wc -l < {count}) -gt 1 ] || kill -KILL $$\n"
+    describing(tmp_path, "trial", text + shown.removeprefix("#!/bin/sh\n"))
+    assert find_tools(["trial"], [tmp_path])["trial"].spec.description == "x"
+    assert len(count.read_text().splitlines()) == 2

@@ -324,3 +324,18 @@ def test_a_call_is_not_a_subreaper_afterwards(call):
     call(SH + OK)
     assert toolchild._become_subreaper() is False
     toolchild._prctl(toolchild.PR_SET_CHILD_SUBREAPER, 0)
+
+
+# --- calls that somebody else kills ------------------------------------------------------------------------------
+
+KILLED_TWICE = SH + """echo start >> starts; [ $(wc -l < starts) -gt 2 ] || kill -KILL $$\n""" + OK
+
+
+@pytest.mark.parametrize("idempotent, status, starts", [(True, "ok", 3), (False, "error", 1)])
+def test_a_killed_call_is_made_again_only_when_it_may_be_repeated(tmp_path, idempotent, status, starts):
+    path = tmp_path / "trial"
+    path.write_text(KILLED_TWICE)
+    path.chmod(0o755)
+    tool = Tool(path, ToolSpec("trial", "a tool of the test", {"type": "object"}, idempotent=idempotent))
+    assert call_tool(tool, {}, env={}, cwd=str(tmp_path)).status == status
+    assert len((tmp_path / "starts").read_text().splitlines()) == starts
