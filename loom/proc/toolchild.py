@@ -129,14 +129,18 @@ def _start(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> subprocess.
         if os.getppid() != parent:  # we died before it asked to die with us
             os._exit(1)
 
-    pipe = subprocess.PIPE
+    # The pipes are made here and not by Popen, which forgets to close the first when there is none left for the next.
+    ends: list[int] = []
+    child = None
     try:
-        return subprocess.Popen(
+        for _ in range(3):
+            ends.extend(os.pipe())
+        stdin, to_child, from_child, stdout, errors_of_child, stderr = ends
+        child = subprocess.Popen(
             argv,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            bufsize=0,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             env=dict(env),
             cwd=cwd,
             start_new_session=True,
@@ -148,6 +152,13 @@ def _start(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> subprocess.
         raise NotStarted(f"{error.strerror}: {error.filename}") from error
     except (subprocess.SubprocessError, ValueError) as error:  # ValueError: a NUL in a path or a variable
         raise NotStarted(str(error)) from error
+    finally:
+        for end in ends if child is None else (stdin, stdout, stderr):
+            os.close(end)
+    child.stdin = os.fdopen(to_child, "wb", 0)
+    child.stdout = os.fdopen(from_child, "rb", 0)
+    child.stderr = os.fdopen(errors_of_child, "rb", 0)
+    return child
 
 
 def lacking(program: str, error: OSError) -> errors.Disk:
