@@ -125,9 +125,13 @@ def _is_gone(pid: int) -> bool:
         return True
 
 
-def test_under_nohup_a_filter_goes_on(loom: Loom) -> None:
-    program = loom.program("slow.py", "import time; time.sleep(1); print('done')")
-    script = f"trap '' HUP; loom agent start x --model exec/{program} --prompt a & sleep 0.5; kill -HUP $!; wait $!"
+def test_under_nohup_a_filter_goes_on(loom: Loom, tmp_path: Path) -> None:
+    began, gate = tmp_path / "began", tmp_path / "gate"
+    os.mkfifo(began)
+    os.mkfifo(gate)
+    program = loom.program("slow.py", f"open({str(began)!r}, 'w').close(); open({str(gate)!r}).read(); print('done')")
+    start = f"trap '' HUP; loom agent start x --model exec/{program} --prompt a &"
+    script = f"{start} cat {began}; kill -HUP $!; echo > {gate}; wait $!"
     assert loom.shell(script).out == "done\n"
 
 

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 
-from support import ROOT, wait_until
-from world import READY, World, processes_of, status
+from support import ROOT, processes_of, wait_until
+from world import READY, World, status
 
 from loom.cli import ensure
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from support import ROOT, wait_until
-from world import READY, World, is_alive, pid_of, processes_of, records, starts, status
+from support import ROOT, processes_of, wait_until
+from world import READY, World, is_alive, pid_of, records, starts, status
 
 from loom.cli import ensure
 from loom.spool import agents, fs, locks

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, wait_until
+from support import ROOT, processes_of, wait_until
 
 from loom.cli import ensure
 from loom.core.goal import reduce as reducing
@@ -38,16 +38,6 @@ class Ended:
     def records(self) -> list[dict[str, Any]]:
         """Its NDJSON."""
         return [json.loads(line) for line in self.out.splitlines()]
-
-
-def processes_of(home: Path) -> dict[int, str]:
-    """Living processes with this LOOM_HOME in their environment, by pid, with their command lines."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and f"LOOM_HOME={home}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return found
 
 
 @dataclass

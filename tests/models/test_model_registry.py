@@ -101,7 +101,6 @@ def test_any_name_gives_a_split_or_an_error_of_ours(name):
 
 @pytest.mark.parametrize("role, name", [("chat", "extract"), ("planner", "planner"), ("verifier", "verifier")])
 def test_plain_builtin_is_the_one_of_the_role(role, name):
-    pytest.importorskip(f"loom.models.builtin.{name}")
     assert open_model("builtin", context(), role).name == f"builtin/{name}"
     check_model("builtin", context())
 
