@@ -166,3 +166,10 @@ def test_what_is_reported_is_what_the_router_accepts():
     checks = check_all(Subtask("a", "a", "x", deliverables=("a.md",)), [], [], lambda path: None)
     data: dict[str, Any] = {"passed": False, "checks": [to_json(c) for c in checks], "findings": findings(checks)}
     assert data["findings"] and report_fault("inspect", {**data, "changes": "0" * 64, "diff": "0" * 64}) == ""
+
+
+@pytest.mark.parametrize(
+    "path", [".env", "conf/.env.local", ".ssh/config", "deploy/id_rsa", "secrets/token", "a/key.pem"]
+)
+def test_secrets_are_on_the_floor_also_as_deliverables(path: str):
+    assert f"protected {path}" in run([path], {path: b"A=1\n"})
