@@ -29,7 +29,12 @@ ARROWS: dict[str, set[str]] = {
 }
 
 # (module, room or module it also imports): why. `cli` names daemons by string only.
-ALSO: dict[tuple[str, str], str] = {}
+_MAY_GO = "what may go is decided in core.retention alone; gc and fsck carry it out without a daemon"
+ALSO: dict[tuple[str, str], str] = {
+    ("loom.spool.broom", "core"): _MAY_GO,
+    ("loom.spool.litter", "core"): _MAY_GO,
+    ("loom.spool.retention", "core"): _MAY_GO,
+}
 
 # module: the calls it may make besides, and why. Everything else that changes files is in spool/fs.py.
 ALSO_CHANGES_FILES: dict[str, tuple[set[str], str]] = {}
