@@ -24,6 +24,14 @@ def aside_of(blobs: Path, digest: str) -> Path:
     return path.parent / fs.TMP / digest
 
 
+def is_there(blobs: Path, digest: str) -> bool:
+    """Whether a blob can be fetched, set aside or not. False also for what is no digest."""
+    try:
+        return path_of(blobs, digest).exists() or aside_of(blobs, digest).exists()
+    except ValueError:
+        return False
+
+
 def put(blobs: Path, data: bytes) -> str:
     """Store `data` durably and give its digest. Storing the same bytes again costs a look and two syncs.
 

@@ -522,6 +522,15 @@ def make_dir(path: Path, mode: int) -> None:
         os.close(fd)
 
 
+def set_mode(path: Path, mode: int) -> None:
+    """Give a file or directory this mode; never what a link points to."""
+    fd = os.open(path, _READ)
+    try:
+        calls.chmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
 def sync_tree(path: Path) -> None:
     """Everything written to this file system so far survives a power cut: one call for a whole tree."""
     calls.sync_file_system(str(path))
