@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from collections import Counter
@@ -86,7 +87,7 @@ class Crowd:
     _PLACES = 4
 
     def __init__(self) -> None:
-        self._bits = bytearray(1 << (self._BITS - 3))
+        self._bits = mmap.mmap(-1, 1 << (self._BITS - 3))  # pages that no name falls on cost nothing
         self._salt = os.urandom(8)
 
     def add(self, name: str) -> None:
