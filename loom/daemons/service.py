@@ -305,7 +305,7 @@ class MailboxLoop:
     def _finish(self, claimed: Claimed, attempt: int) -> None:
         """The reply is out already: only the conversation and the move are missing."""
         box, stem = self.agent.dir, claimed.stem
-        thread_name = thread_of(claimed.message)
+        thread_name = threads.name_of(claimed.message)
         reply = mailbox.find_reply(box, box.name, stem, attempt)
         if thread_name and reply is not None:
             self._tell_thread(thread_name, claimed, reply)
@@ -367,11 +367,6 @@ class MailboxLoop:
 
     def _tell_set_aside(self, name: str, reason: str) -> None:
         self.agent.log.error("unreadable", name=ascii(name)[1:-1], reason=reason)
-
-
-def thread_of(message: wire.Message) -> str:
-    """The conversation a message belongs to: its own, `main` without one, none for typed orders."""
-    return "" if message.kind else message.thread or "main"
 
 
 def wait_for_thread(agent: Agent, name: str) -> threads.Thread:

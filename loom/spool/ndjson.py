@@ -87,9 +87,26 @@ class Appender:
             self._fd = -1
 
 
+def torn_bytes(path: Path) -> int:
+    """How many bytes opening the file would cut off its end. Raises Damaged as that would."""
+    data = fs.read(path)
+    return len(data) - _good(path, data)[1]
+
+
 def _repair(path: Path, fd: int) -> tuple[list[dict[str, Any]], int]:
     """(good records, bytes cut off). Raises Damaged when a good record stands behind a bad one."""
     data = fs.read(path)
+    records, good_bytes = _good(path, data)
+    cut = len(data) - good_bytes
+    if cut:
+        keep_torn(path, data[good_bytes:], good_bytes)
+        fs.calls.truncate(fd, good_bytes)
+        fs.calls.fsync(fd)
+    return records, cut
+
+
+def _good(path: Path, data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """(the records that are whole, how many bytes they take)."""
     lines, _ = whole_lines(data)
     records: list[dict[str, Any]] = []
     good_bytes = 0
@@ -101,12 +118,7 @@ def _repair(path: Path, fd: int) -> tuple[list[dict[str, Any]], int]:
                 raise Damaged(f"{path}:{number + 1}: {error}, and good records stand behind it") from None
             break
         good_bytes += len(line) + 1
-    cut = len(data) - good_bytes
-    if cut:
-        keep_torn(path, data[good_bytes:], good_bytes)
-        fs.calls.truncate(fd, good_bytes)
-        fs.calls.fsync(fd)
-    return records, cut
+    return records, good_bytes
 
 
 def refuse_after_failure(failed: bool, path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from loom.spool import fs, locks, ndjson
 from loom.spool.layout import AgentDir
 from loom.wire.errors import Config
+from loom.wire.message import Message
 
 _MAX_TEXT_BYTES = ndjson.MAX_LINE_BYTES - 1024
 
@@ -47,6 +48,11 @@ def _cut(text: str) -> str:
     if len(text) * 6 < _MAX_TEXT_BYTES or len(text.encode()) * 2 < _MAX_TEXT_BYTES:
         return text
     return text[: _MAX_TEXT_BYTES // 6] + " […]"
+
+
+def name_of(message: Message) -> str:
+    """The conversation a message belongs to: its own, `main` without one, none for typed orders."""
+    return "" if message.kind else message.thread or "main"
 
 
 def hold(agent: AgentDir, thread: str) -> Thread | None:
