@@ -21,6 +21,7 @@ from pathlib import Path
 from support import ROOT, processes_of
 
 from loom.cli import ensure
+from loom.proc import pidfd
 from loom.spool import agents, fs, locks, mailbox
 from loom.spool.home import open_home
 from loom.spool.layout import AgentDir
@@ -225,13 +226,12 @@ class World:
 
 
 def _kind(pid: int, command: str) -> str:
-    """What a killed process was: forked runners have their agent's name."""
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
+    """What a killed process was: forked runners have their agent's name, and so have their children until they exec."""
+    name, parent = _name(pid), _name(_parent(pid))
+    if not name:
         return "gone"
     if name in CHATS or name == TELLER:
-        return "agent"
+        return "model" if parent == name else "agent"
     if name == "router":
         return "router"
     if "soak_sender" in command:
@@ -241,3 +241,15 @@ def _kind(pid: int, command: str) -> str:
     if "loom supervisor" in command or name == "loom-supervisor":
         return "supervisor"
     return "model"
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _parent(pid: int) -> int:
+    fields = pidfd.stat_of(pid)
+    return int(fields[1]) if fields else 0
