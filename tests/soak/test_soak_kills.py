@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import results
+from soak_ground import on_disk
 from soak_oracle import Oracle, Report, calls_are_bounded
 from soak_world import ROUTES, TELLER, World
-from support import ROOT, processes_of, scratch, wait_until
+from support import processes_of, scratch, wait_until
 
 from loom.spool import agents, ndjson
 
@@ -86,6 +87,7 @@ def note(suite: str, made: World, report: Report) -> None:
         turns_resumed=report.resumed,
         deaths=report.deaths,
         failed=dict(report.failed),
+        failed_without_record=report.unrecorded,
         torn=report.torn,
         litter=report.litter,
         seconds=both_s,
@@ -103,11 +105,7 @@ def test_under_kills_every_accepted_message_is_answered_once():
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ground, messages", [("memory", 100_000), ("disk", 20_000)])
 def test_soak(ground: str, messages: int):
-    if ground == "memory":
-        place = scratch()
-    else:
-        place = Path(os.environ.get("LOOM_SOAK_DIR") or ROOT / "build") / f"soak-{os.getpid()}"
-        place.mkdir(parents=True)
+    place = scratch() if ground == "memory" else on_disk()
     with world(place, messages) as made:
         report = soak(made, 1500)
         note(f"soak on {ground}", made, report)
