@@ -303,9 +303,12 @@ class MailboxLoop:
         self._ring_router()
 
     def _finish(self, claimed: Claimed, attempt: int) -> None:
-        """The reply is out already: only the conversation and the move are missing."""
+        """The reply is out already: only the conversation and the move are missing.
+
+        Not even those for a message that comes again, with its own bytes or with others, after it was processed.
+        """
         box, stem = self.agent.dir, claimed.stem
-        thread_name = thread_of(claimed.message)
+        thread_name = "" if os.path.lexists(box.processed(stem)) else thread_of(claimed.message)
         reply = mailbox.find_reply(box, box.name, stem, attempt)
         if thread_name and reply is not None:
             self._tell_thread(thread_name, claimed, reply)
@@ -360,8 +363,11 @@ class MailboxLoop:
         for name, reason in self.inbox.set_aside:
             self._tell_set_aside(name, reason)
         self.inbox.set_aside.clear()
+        for name, why in self.inbox.unmovable:
+            self.agent.log.warning("unmovable", name=ascii(name)[1:-1], error=why, hint="left where it is")
+        self.inbox.unmovable.clear()
         for name in sorted(self.inbox.odd):
-            self.agent.log.warning("odd_entry", name=ascii(name)[1:-1], hint="does not end in .msg; left where it is")
+            self.agent.log.warning("odd_entry", name=ascii(name)[1:-1], hint="no name of a message; left where it is")
         self.inbox.odd_told |= self.inbox.odd
         self.inbox.odd.clear()
 
