@@ -110,7 +110,7 @@ def serve_loop(agent_dir: Path, make_loop: Callable[[Agent, locks.Incarnation], 
         print(f"loom: {error.line()}", file=sys.stderr)
         return exits.TRY_LATER if isinstance(error, Disk) else error.exit_status
     except OSError as error:
-        trouble = homes.disk_error(error, f"{directory.name} cannot go on")
+        trouble = homes.disk_error(error, f"{directory.name} cannot go on", home.path)
         log.error("stopped", error_type=trouble.kind, error=str(trouble))
         print(f"loom: {trouble.line()}", file=sys.stderr)
         return exits.TRY_LATER
@@ -194,6 +194,8 @@ class MailboxLoop:
         while True:
             self.agent.stopping.check()
             wake.drain(self.bell)
+            if self.inbox.waiting():
+                self._show("running")  # before the claim: where this cannot be written, mail stays where it is
             claimed = self.inbox.claim()
             self._tell_odd()
             if claimed is not None:
@@ -249,6 +251,9 @@ class MailboxLoop:
             self._work(claimed, attempt, turn)
         except Leaving:
             turn.release()
+            raise
+        except (OSError, Disk):
+            _release_if_possible(turn)  # a disk that is full for long is no death of this message
             raise
         finally:
             turn.close()
@@ -373,6 +378,13 @@ class MailboxLoop:
 
     def _tell_set_aside(self, name: str, reason: str) -> None:
         self.agent.log.error("unreadable", name=ascii(name)[1:-1], reason=reason)
+
+
+def _release_if_possible(turn: Turn) -> None:
+    try:
+        turn.release()
+    except OSError:
+        pass
 
 
 def thread_of(message: wire.Message) -> str:

@@ -24,6 +24,7 @@ FILE_MODE = 0o600
 DIR_MODE = 0o700
 TMP = ".tmp"
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_PROBE_BYTES = 64 << 10  # about what one message with its turn needs
 _AT_FDCWD = -100
 _NOREPLACE = 1
 
@@ -260,6 +261,11 @@ def hint(path: Path, text: str) -> None:
     except OSError:
         _forget(temporary)
         raise
+
+
+def probe(directory: Path) -> None:
+    """Raise OSError when nothing could be written here now: a small file is made, filled and removed again."""
+    calls.unlink(_temporary(directory, bytes(_PROBE_BYTES), sync=False))
 
 
 Moved = Literal["moved", "same", "conflict", "gone"]

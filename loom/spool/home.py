@@ -49,12 +49,25 @@ def open_home(path: Path, env: dict[str, str] | os._Environ[str] = os.environ) -
         _check_version(home)
         _check_boot(home, env)
     except OSError as error:
-        raise disk_error(error, f"cannot open the home {path}") from error
+        raise disk_error(error, f"cannot open the home {path}", path) from error
     return home
 
 
-def disk_error(error: OSError, tried: str) -> Disk:
-    """An OSError as one line with what to do next."""
+def trouble(home: Home) -> str:
+    """Why nothing can be written in this home now, in one line; empty when it can. Tried, not guessed."""
+    try:
+        fs.probe(home.run)
+    except PermissionError:
+        return ""  # somebody else's home, at which we only look
+    except OSError as error:
+        return disk_error(error, "nothing can be written", home.path).line()
+    return ""
+
+
+def disk_error(error: OSError, tried: str, ground: Path | None = None) -> Disk:
+    """An OSError as one line with what to do next. `ground` lies on the disk that refused, where that is known."""
+    if error.errno == errno.ENOSPC and ground is not None and _has_no_inodes(ground):
+        return Disk(f"{tried}: no inodes left on device", hint="remove files that nobody needs; nothing was lost")
     hints = {
         errno.ENOSPC: "free some space; nothing was lost",
         errno.EDQUOT: "the quota is used up: free some space; nothing was lost",
@@ -77,6 +90,15 @@ def disk_error(error: OSError, tried: str) -> Disk:
     name = os.fsdecode(filename) if isinstance(filename, str | bytes) else ""
     place = f" ({name})" if name and name not in tried else ""
     return Disk(f"{tried}: {error.strerror or error}{place}", hint=hints.get(error.errno or 0, ""))
+
+
+def _has_no_inodes(path: Path) -> bool:
+    """Whether it is names and not bytes that are used up; some file systems (btrfs) do not count them."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail == 0
 
 
 def _is_nowhere() -> bool:

@@ -205,6 +205,3 @@ def texts_of(home: Path) -> Iterator[tuple[Path, bytes]]:
 def check_no_traceback(home: Path) -> None:
     for path, data in texts_of(home):
         assert b"Traceback" not in data, f"{path}: {data[-3000:].decode('utf-8', 'replace')}"
-
-
-__all__ = ["AgentDir", "Home"]
