@@ -43,14 +43,16 @@ class Hindrance:
     """What keeps all agents of a home from working; looked at once, and only when somebody asks for a reason."""
 
     home: Home
-    _found: str | None = field(default=None, init=False)
+    _trouble: str | None = field(default=None, init=False)
 
-    def __str__(self) -> str:
-        if self._found is None:
-            self._found = homes.trouble(self.home)
-            if not self._found and not locks.is_held(self.home.supervisor_lock):
-                self._found = "no supervisor runs"
-        return self._found
+    def trouble(self) -> str:
+        """Why nothing can be written; empty when it can."""
+        if self._trouble is None:
+            self._trouble = homes.trouble(self.home)
+        return self._trouble
+
+    def is_supervised(self) -> bool:
+        return locks.is_held(self.home.supervisor_lock)
 
 
 def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State:
@@ -64,6 +66,9 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
         model, broken = agents.read_hint(agent.model) or "?", True
     said = agents.read_hint(agent.status)
     is_missed = not alive and (want == "up" or (want == "demand" and agents.has_mail(agent)))
+    hindrance = hindrance or Hindrance(home)
+    if is_missed and said in _ALIVE and hindrance.trouble():
+        said = "restarting"  # nobody can write that there now
     return State(
         name=agent.name,
         status=status(said, want, alive=alive, broken=broken),
@@ -73,14 +78,16 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
         model=model,
         waiting=agents.waiting(agent),
         started_at=agents.read_hint(agent.started_at) if alive else "",
-        reason=_reason(agent, hindrance or Hindrance(home)) if is_missed else "",
+        reason=_reason(agent, hindrance) if is_missed else "",
     )
 
 
 def _reason(agent: AgentDir, hindrance: Hindrance) -> str:
     """Tried first: where nothing can be written the agent could not write down why it left."""
-    if common := str(hindrance):
-        return common
+    if hindrance.trouble():
+        return hindrance.trouble()
+    if not hindrance.is_supervised():
+        return "no supervisor runs"
     since = agents.read_hint(agent.started_at)
     _, text = crashes.last_error(agent, since, time.time_ns() // 1_000_000)
     return " ".join(text.split())

@@ -51,6 +51,7 @@ PLANNED = frozenset(
     )
 )
 
+GROUPED = frozenset(("goal", "agent", "supervisor", "secret"))  # whose first argument is a command too
 COMMANDS = {name: entry for _, commands in GROUPS for name, entry in commands.items()}
 
 USAGE = """\
@@ -183,7 +184,7 @@ def _run(name: str, args: list[str], chosen: _Global) -> int:
         raise _Terminated
 
     signal.signal(signal.SIGTERM, on_sigterm)
-    chosen.command = name
+    chosen.command = " ".join([name, *args[:1]]) if name in GROUPED else name
     command = load(COMMANDS[name][0])
     # make_context and invoke are what click's main() does, without its own ideas about errors and broken pipes.
     try:

@@ -264,8 +264,19 @@ def hint(path: Path, text: str) -> None:
 
 
 def probe(directory: Path) -> None:
-    """Raise OSError when nothing could be written here now: a small file is made, filled and removed again."""
-    calls.unlink(_temporary(directory, bytes(_PROBE_BYTES), sync=False))
+    """Raise OSError when nothing could be written here now: a directory with a file is made and removed again."""
+    place = directory / TMP / os.urandom(10).hex()
+    ensure_dir(directory / TMP)
+    calls.mkdir(str(place), DIR_MODE)
+    try:
+        fd = calls.create(str(place / "probe"), FILE_MODE)
+        try:
+            write_all(fd, bytes(_PROBE_BYTES))
+        finally:
+            os.close(fd)
+            _forget(str(place / "probe"))
+    finally:
+        calls.rmdir(str(place))
 
 
 Moved = Literal["moved", "same", "conflict", "gone"]

@@ -22,6 +22,7 @@ from loom.wire.errors import Config, Disk
 _REFUSED = {0x6969: "NFS", 0x65735546: "FUSE", 0x01021997: "9p (drvfs)", 0xFF534D42: "CIFS", 0xFE534D42: "SMB2"}
 _TMPFS = 0x01021994
 _OVERLAY = 0x794C7630
+_FEW_INODES = 8  # what was tried may have given some back
 ALLOW_ENV = "LOOM_ALLOW_FILESYSTEM"
 
 
@@ -86,8 +87,10 @@ def disk_error(error: OSError, tried: str, ground: Path | None = None) -> Disk:
     }
     if error.errno == errno.ENOENT and error.filename is None and _is_nowhere():
         return Disk(f"{tried}: the current directory does not exist any more", hint="cd to another one")
-    filename = error.filename2 or error.filename  # of a rename, the temporary file says nothing to a person
+    filename = error.filename2 or error.filename
     name = os.fsdecode(filename) if isinstance(filename, str | bytes) else ""
+    if fs.TMP in Path(name).parts:  # a temporary file says nothing to a person
+        name = name.partition(f"/{fs.TMP}/")[0]
     place = f" ({name})" if name and name not in tried else ""
     return Disk(f"{tried}: {error.strerror or error}{place}", hint=hints.get(error.errno or 0, ""))
 
@@ -98,7 +101,7 @@ def _has_no_inodes(path: Path) -> bool:
         found = os.statvfs(path)
     except OSError:
         return False
-    return found.f_files > 0 and found.f_favail == 0
+    return found.f_files > 0 and found.f_favail < _FEW_INODES
 
 
 def _is_nowhere() -> bool:

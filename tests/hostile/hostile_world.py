@@ -48,6 +48,7 @@ class HostileWorld:
     root: Path
     supervisors: list[subprocess.Popen[bytes]] = field(default_factory=list)
     cleanups: list[Callable[[], None]] = field(default_factory=list)
+    log: Path = Path()
 
     def __post_init__(self) -> None:
         self.path = self.root / "home"
@@ -58,15 +59,16 @@ class HostileWorld:
             "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        # Beside the ground, so that what it says is heard whatever becomes of that.
+        self.log = self.root.with_name(f"{self.root.name}.log")
         self.home: Home = open_home(self.path)
 
     # -- processes and commands ------------------------------------------------------------------------------------
 
     def supervise(self, **given: Any) -> subprocess.Popen[bytes]:
-        """A supervisor as `loom supervisor run` is one, ready when this returns; its stderr is supervisor.log."""
+        """A supervisor as `loom supervisor run` is one, ready when this returns; its stderr is `log`."""
         read, write = os.pipe()
-        self.home.supervisor_log.parent.mkdir(mode=0o700, exist_ok=True)
-        with self.home.supervisor_log.open("ab") as log:
+        with self.log.open("ab") as log:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "loom", "supervisor", "run"],
                 env={**self.env, "LOOM_READY_FD": str(write)},
@@ -102,6 +104,15 @@ class HostileWorld:
                 said += chunk
         os.close(master)
         return Ended(child.wait(LONG_S), said.decode(), "")
+
+    def pids(self) -> list[int]:
+        """The supervisor and all runners."""
+        holders = [locks.holder(agent.lock) for agent in agents.each(self.home)]
+        return [child.pid for child in self.supervisors if child.poll() is None] + [h.pid for h in holders if h]
+
+    def cpu_s(self) -> float:
+        """Processor time of the supervisors and of all runners that they had."""
+        return sum(cpu_s(child.pid) for child in self.supervisors)
 
     def close(self) -> None:
         """End everything; no process of this home may be left."""
@@ -189,19 +200,40 @@ def log_records(agent: Box, event: str = "") -> list[dict[str, Any]]:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time this process has used so far; what its ended children used is not in it."""
+    """Processor time this process and its ended children have used."""
     fields = pidfd.stat_of(pid)
-    assert fields
-    ticks = os.sysconf("SC_CLK_TCK")
-    return (int(fields[11]) + int(fields[12])) / ticks
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def texts_of(home: Path) -> Iterator[tuple[Path, bytes]]:
-    """Everything that was written for reading: logs, stderr of runners and supervisor."""
-    for path in (*home.glob("agents/*/logs/*"), *home.glob("logs/*")):
-        yield path, path.read_bytes()
+def exits_of(log: Path) -> list[str]:
+    """How runners ended, by what the supervisor says."""
+    records = [loads_object(line) for line in log.read_bytes().splitlines() if line.startswith(b"{")]
+    return [r["exit"] for r in records if r["event"] == "exited" and r["kind"] != "stopped"]
 
 
-def check_no_traceback(home: Path) -> None:
-    for path, data in texts_of(home):
+def staged(place: Path, agent: AgentDir, count: int, body_bytes: int) -> tuple[Callable[[], None], list[str]]:
+    """Messages that arrive, by mv and from beside, when the function is called; and their names.
+
+    The directories are open from the start: on ground that may not be written to any more, things still arrive.
+    """
+    place.mkdir()
+    stems = [ids.message_stem(1_790_000_000_000 + n, n.to_bytes(10, "big")) for n in range(count)]
+    for n, stem in enumerate(stems):
+        text = message.Message(ids.ulid_of(stem), "user", 1, f"{n} ".ljust(body_bytes, "x"))
+        (place / f"{stem}.msg").write_bytes(message.encode(text))
+    source, target = (os.open(d, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for d in (place, agent.inbox))
+
+    def arrive() -> None:
+        for stem in stems:
+            os.rename(f"{stem}.msg", f"{stem}.msg", src_dir_fd=source, dst_dir_fd=target)
+        os.close(source)
+        os.close(target)
+
+    return arrive, stems
+
+
+def check_no_traceback(world: HostileWorld) -> None:
+    """Nobody wrote one: neither runners nor the supervisor, in no log."""
+    for path in (world.log, *world.path.glob("agents/*/logs/*"), *world.path.glob("logs/*")):
+        data = path.read_bytes() if path.exists() else b""
         assert b"Traceback" not in data, f"{path}: {data[-3000:].decode('utf-8', 'replace')}"

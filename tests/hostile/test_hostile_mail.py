@@ -6,7 +6,6 @@ nobody is restarted, and nothing outside the home is read or changed.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 import results
+from ground import drop_capabilities
 from hostile_world import (
     LONG_S,
     HostileWorld,
@@ -43,8 +43,6 @@ SEED = int(os.environ.get("LOOM_SEED", "11"))
 COUNT = 1000
 LIMIT_S = 5.0
 CANARY = "canary-7f3a: nobody may read or copy this line\n"
-PR_CAPBSET_DROP = 24
-CAPABILITY_VERSION_3 = 0x20080522
 OURS = {".tmp", ".in-progress", ".processed", ".failed", ".unreadable"}
 # What none of the commands for people may print: C0 but newline and tab, DEL, C1, reordering marks and tags.
 CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
@@ -175,15 +173,6 @@ def test_the_same_as_a_plain_user():
         shutil.rmtree(root)
 
 
-def drop_capabilities() -> None:
-    """Root without any rights of root, and so are all programs it starts."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for number in range(64):
-        libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # EINVAL for those this kernel does not have
-    header, none = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
-    assert libc.capset(header, none) == 0, os.strerror(ctypes.get_errno())
-
-
 def throw_at_inbox(world: HostileWorld) -> dict[str, Any]:
     """Figures of a thousand entries thrown at a live agent."""
     worker = world.agent("worker")
@@ -240,7 +229,7 @@ def throw_at_inbox(world: HostileWorld) -> dict[str, Any]:
     assert left == {o.name for o in odd if o.stays or not o.reasons}
     check_nothing_outside(world, before)
     check_shown_plainly(world, worker)
-    check_no_traceback(world.path)
+    check_no_traceback(world)
     return {
         "entries": COUNT,
         "kinds": len({o.kind.split("=")[0] for o in odd}),
@@ -299,7 +288,7 @@ def test_an_outbox_full_of_them_holds_up_no_other_mail(world: HostileWorld):
     assert pid_of(router) == pid and log_records(router, "stopped") == []
     check_nothing_outside(world, before)
     check_shown_plainly(world, router)
-    check_no_traceback(world.path)
+    check_no_traceback(world)
     results.note("hostile outbox", SEED, entries=len(odd), good_ones=len(stems), seconds=took_s, restarts=0)
 
 
@@ -324,7 +313,7 @@ def test_an_outbox_that_is_none_stops_no_other_mail(world: HostileWorld, what: s
     wait_until(lambda: (target.inbox / f"{fine}.msg").exists(), LONG_S)
     assert os.listdir(elsewhere) == [f"{stem}.msg"], "a link is no outbox"
     assert log_records(router, "stopped") == []
-    check_no_traceback(world.path)
+    check_no_traceback(world)
 
 
 CONTROL_WRONG: list[tuple[str, Any, str]] = [
@@ -398,7 +387,7 @@ def test_the_control_directory_of_a_goal_full_of_them(world: HostileWorld):
     wait_until(lambda: goals.is_over(world.home, name), LONG_S)
     audit = world.loom("goal", "audit", name)
     assert audit.status == 0, audit
-    check_no_traceback(world.path)
+    check_no_traceback(world)
     results.note("hostile control", SEED, entries=len(odd), good_ones=len(verbs), seconds=took_s, restarts=0)
     assert world.loom("supervisor", "stop").status == 0
 
