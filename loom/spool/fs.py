@@ -26,6 +26,7 @@ FILE_MODE = 0o600
 DIR_MODE = 0o700
 TMP = ".tmp"
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_PROBE_BYTES = 64 << 10  # about what one message with its turn needs
 _AT_FDCWD = -100
 _NOREPLACE = 1
 
@@ -304,6 +305,22 @@ class NewFile:
         if self._fd >= 0:
             os.close(self._fd)
             _forget(self._temporary)
+
+
+def probe(directory: Path) -> None:
+    """Raise OSError when nothing could be written here now: a directory with a file is made and removed again."""
+    place = directory / TMP / os.urandom(10).hex()
+    ensure_dir(directory / TMP)
+    calls.mkdir(str(place), DIR_MODE)
+    try:
+        fd = calls.create(str(place / "probe"), FILE_MODE)
+        try:
+            write_all(fd, bytes(_PROBE_BYTES))
+        finally:
+            os.close(fd)
+            _forget(str(place / "probe"))
+    finally:
+        calls.rmdir(str(place))
 
 
 Moved = Literal["moved", "same", "conflict", "gone"]
