@@ -234,7 +234,7 @@ class Apart:
 # -- cases -----------------------------------------------------------------------------------------------------
 
 
-def _setup(root: Path) -> None:
+def _setup(root: Path, land: bool = True) -> None:
     home = open_home(root / "home", ENV)
     fs.replace(home.config, b"pools: {planner: 1, executor: 1, verifier: 1, keeper: 1}\n")
     agents.create(home, AgentSpec("router", "builtin", runner="router"), "", "up")
@@ -243,7 +243,7 @@ def _setup(root: Path) -> None:
     (source / "given.md").write_text("given\n")
     models = dict.fromkeys(("planner", "executor", "verifier"), "builtin")
     limits = Limits(order_timeout_s=1e8)  # the goal's clock stands still; the runners' does not
-    spec = GoalSpec(GOAL, "two notes", "tester", NOW_NS // 1_000_000, models, "source", land=True, limits=limits)
+    spec = GoalSpec(GOAL, "two notes", "tester", NOW_NS // 1_000_000, models, "source", land=land, limits=limits)
     goals.create(home, spec)
     _router(root / "home").close()  # makes the pools
     fs.remove(home.wake_fifo("router"))  # a copied directory may hold no FIFO
