@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,15 +31,13 @@ from hostile_world import (
     answered,
     check_answered_once,
     check_no_traceback,
-    cpu_s,
     exits_of,
     pid_of,
     staged,
 )
 from support import wait_until
 
-from loom.spool import agents, goals, locks, mailbox
-from loom.spool.home import open_home
+from loom.spool import locks, mailbox
 
 HOLD_S = 6.0  # for so long the trouble is watched
 SPARE_CPU = 0.2  # of one processor, for everything loom does meanwhile
