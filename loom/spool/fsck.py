@@ -91,11 +91,11 @@ def _top(run: Check) -> Findings:
     for name in fs.names(home.path):
         if name not in HOME_ENTRIES and not name.startswith("."):
             yield person(home.path / name, "is nothing of loom's", "move it away")
-    for directory in home.directories():
+    for directory in (d for d in home.directories() if home.run not in (d, d.parent)):
         if not directory.is_dir() or directory.is_symlink():
             if os.path.lexists(directory):
                 yield person(directory, "is no directory", "move it away; a home holds no links")
-            elif directory.parent != home.run:
+            else:
                 yield run.mend(directory, "is missing", "made", partial(fs.ensure_dir, directory))
     try:
         config.load(home, {})
