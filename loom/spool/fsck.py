@@ -46,7 +46,6 @@ def check(home: Home, *, repair: bool = False, now_s: float | None = None) -> It
     if not repair:
         yield from _everything(run)
         return
-    yield from _boot(run)  # first: the lock lies in run/
     lock = locks.acquire(home.tidy_lock)
     if lock is None:
         raise TryLater("gc or another fsck --repair is at work in this home", hint="let it end", kind="busy")

@@ -80,7 +80,7 @@ def test_a_newer_home_is_78(loom: Loom, agent: AgentDir):
 
 
 def test_a_repair_while_gc_is_at_work_is_75(loom: Loom, agent: AgentDir):
-    lock = locks.acquire(loom.home / "run" / "tidy.lock")
+    lock = locks.acquire(loom.home / "tidy.lock")
     assert lock is not None
     with lock:
         assert loom("fsck", "--repair").status == 75
