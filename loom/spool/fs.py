@@ -283,12 +283,9 @@ class NewFile:
         self._temporary, self._fd = _new_temporary(path.parent)
 
     def write(self, data: bytes) -> int:
-        """What a file object's write() does; all of it, always."""
+        """Write every byte; how many they are."""
         write_all(self._fd, data)
         return len(data)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
     def keep(self) -> None:
         """Put it under its name, durably, replacing what was there."""
@@ -304,6 +301,7 @@ class NewFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
             _forget(self._temporary)
 
 
