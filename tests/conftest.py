@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 # Whole goals, supervisors and enumerated crashes: minutes in all. `make check` leaves them out, `make test` runs them.
-SLOW_ROOMS = {"goals", "crash", "daemons"}
+SLOW_ROOMS = {"goals", "crash", "daemons", "model"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
