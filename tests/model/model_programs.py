@@ -473,7 +473,7 @@ def keeper(f: Fault) -> Program:
 
 
 def goal(f: Fault, events: tuple[Op, ...], waits: bool) -> Program:
-    """Router.sweep for a goal: reports, controls, decisions; all of it appended and synced, then its effects."""
+    """Router.sweep and Goal.advance: reports, controls, decisions, all of it appended and synced; then its effects."""
     if waits:
         yield ("await", f"{HAND}/outbox/", CONTROL)
     effects: list[tuple[Any, ...]] = []
