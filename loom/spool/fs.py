@@ -202,14 +202,15 @@ def publish(target: Path, data: bytes) -> bool:
     """Make `target` with `data`, durably, never replacing anything.
 
     True: it is ours and survives a power cut. False: the name was taken already; that file and its directory
-    have been synced too, so that the name counts as published; whose bytes it holds is for the caller to see.
+    have been synced too, so that the name counts as published, unless it has moved on meanwhile; where to, and whose
+    bytes it holds, is for the caller to see.
     """
     temporary = _temporary(target.parent, data, sync=True)
     try:
         try:
             calls.link(temporary, str(target))
         except FileExistsError:
-            settle(target)
+            _settle_if_there(target)
             return False
         calls.fsync_dir(str(target.parent))
         return True
@@ -230,7 +231,7 @@ def publish_all(items: Iterable[tuple[Path, bytes]]) -> list[bool]:
                 calls.link(temporary, str(target))
                 results.append(True)
             except FileExistsError:
-                settle(target)
+                _settle_if_there(target)
                 results.append(False)
             directories[str(target.parent)] = None
         for directory in directories:
@@ -249,6 +250,13 @@ def settle(path: Path) -> None:
     finally:
         os.close(fd)
     calls.fsync_dir(str(path.parent))
+
+
+def _settle_if_there(path: Path) -> None:
+    try:
+        settle(path)
+    except FileNotFoundError:
+        pass  # claimed or routed since we met it: whoever moves it looks after it
 
 
 def replace(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:

@@ -66,6 +66,7 @@ def deliver(box: Box, stem: str, data: bytes) -> bool:
     Raises Conflict when the name is known with other bytes, OSError when the disk refuses (nothing accepted).
     """
     if find(box, stem) is None and fs.publish(box.inbox / f"{stem}.msg", data):
+        _check_only(box, stem, data)
         return True
     _check_known(box, stem, data)
     return False
@@ -87,6 +88,8 @@ def deliver_all(box: Box, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
             _check_known(box, stem, data)
     made = fs.publish_all((box.inbox / f"{stem}.msg", data) for stem, data in fresh.items())
     new = {stem for stem, is_new in zip(fresh, made, strict=True) if is_new}
+    for stem in new:
+        _check_only(box, stem, fresh[stem])
     for stem in fresh.keys() - new:
         _check_known(box, stem, fresh[stem])
     results = []
@@ -125,8 +128,33 @@ def _check_known(box: Box, stem: str, data: bytes) -> None:
             same = False
         if not same:
             raise Conflict(f"a message named {stem} with other content is already in {known.parent}")
+        _check_only(box, stem, data)
         return
     # It was here and is gone: somebody finished it and put it away, so it was accepted.
+
+
+def _check_only(box: Box, stem: str, data: bytes) -> None:
+    """Raises Conflict when other bytes of this name are on their way too.
+
+    Another sender's message may have been published and claimed after we had looked, and its name was free again. It
+    is looked for in the order in which messages move, the inbox last: one that is tried again comes back there.
+    """
+    name = f"{stem}.msg"
+    for place in (
+        box.in_progress / name,
+        box.processed(stem),
+        box.failed / name,
+        box.unreadable / name,
+        box.inbox / name,
+    ):
+        try:
+            same = fs.read(place, message.MAX_BYTES) == data
+        except FileNotFoundError:
+            continue
+        except (fs.NotRegular, fs.TooLarge):
+            same = False
+        if not same:
+            raise Conflict(f"a message named {stem} with other content is already in {place.parent}")
 
 
 # -- claim ----------------------------------------------------------------------------------------------------
