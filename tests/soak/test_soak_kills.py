@@ -95,7 +95,7 @@ def note(suite: str, made: World, report: Report) -> None:
 
 
 def test_under_kills_every_accepted_message_is_answered_once():
-    with world(scratch(), 1200, rate=15.0, waiting=20, least_kills=60) as made:
+    with world(scratch(), 1200, rate=8.0, waiting=20, least_kills=60) as made:
         report = soak(made, 60)
         note("soak in part", made, report)
         assert report.promised >= 1100
