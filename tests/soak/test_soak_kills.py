@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,19 +80,23 @@ def note(suite: str, made: World, report: Report) -> None:
         messages=report.messages,
         accepted=report.promised,
         routed=report.routed,
-        messages_a_second=report.messages / both_s,
+        messages_a_second=round(report.messages / both_s),
         kills=sum(counts.kills.values()),
         kills_a_second=sum(counts.kills.values()) / counts.seconds,
-        killed=dict(counts.kills),
-        started=dict(counts.starts),
+        killed=_words(counts.kills),
+        started_by_hand=_words(counts.starts),
         turns_resumed=report.resumed,
         deaths=report.deaths,
-        failed=dict(report.failed),
+        failed=_words(report.failed),
         failed_without_record=report.unrecorded,
         torn=report.torn,
         litter=report.litter,
-        seconds=both_s,
+        seconds=round(both_s),
     )
+
+
+def _words(counts: Counter[str]) -> str:
+    return " + ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "none"
 
 
 def test_under_kills_every_accepted_message_is_answered_once():
