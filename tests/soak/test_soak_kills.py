@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -19,7 +20,9 @@ from soak_oracle import Oracle, Report, calls_are_bounded
 from soak_world import ROUTES, TELLER, World
 from support import processes_of, scratch, wait_until
 
-from loom.spool import agents, ndjson
+from loom.spool import agents, crashes, ndjson
+from loom.spool.layout import AgentDir
+from loom.wire.agent import Restart
 
 SEED = int(os.environ.get("LOOM_SEED") or random.SystemRandom().randrange(1 << 31))
 
@@ -115,3 +118,24 @@ def test_soak(ground: str, messages: int):
         report = soak(made, 1500)
         note(f"soak on {ground}", made, report)
         assert report.failed["poison"] <= messages // 1000
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_what_makes_progress_between_its_deaths_is_not_made_to_wait_longer_and_longer():
+    """The supervisor lives on, so that it remembers; restarts are as they are without any setting."""
+    with world(scratch(), 10_000, rate=6.0, restart=Restart(), spared=frozenset({"supervisor"})) as made:
+        report = soak(made, 600)
+        boxes = [*made.boxes(), made.home.agent("router")]
+        counts = {box.name: [_restart_count(box, name) for name in crashes.names(box)] for box in boxes}
+        note("soak with a supervisor that is spared", made, report)
+        print({name: (len(found), max(found, default=0)) for name, found in counts.items()})
+        deaths = sorted(count for found in counts.values() for count in found)
+        assert len(deaths) >= 30
+        # Killed again before its first message it does wait longer; half of the deaths would not come so.
+        assert deaths[len(deaths) // 2] == 1
+        assert deaths[-1] < 6, "more than half a minute of waiting for somebody who works"
+
+
+def _restart_count(box: AgentDir, name: str) -> int:
+    return int(json.loads((box.crashes / name).read_bytes())["restart_count"])
