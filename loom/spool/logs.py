@@ -58,7 +58,8 @@ class Log:
             if len(line) > ndjson.MAX_LINE_BYTES:
                 line = dumps({k: record[k] for k in ("ts", "level", "event")} | {"cut": True}) + b"\n"
         try:
-            fs.append(self._file(day_of(now_us // 1000)), b"\n" + line if self._torn else line)
+            fd = self._file(day_of(now_us // 1000))
+            fs.append(fd, b"\n" + line if self._torn else line)
             self._torn = False
         except OSError:
             self._torn = True  # perhaps half of it is there: the next line must not be glued to it
@@ -69,9 +70,16 @@ class Log:
             self.close()
             self._fd = fs.open_append(self._directory / f"{day}.ndjson")
             self._day = day
+            self._torn = self._torn or _is_torn(self._fd)
         return self._fd
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _is_torn(fd: int) -> bool:
+    """Whether whoever wrote last was killed in the middle of a line: SIGKILL ends a write() at the end of a page."""
+    size = os.fstat(fd).st_size
+    return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
