@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class HostileWorld:
     root: Path
     supervisors: list[subprocess.Popen[bytes]] = field(default_factory=list)
     cleanups: list[Callable[[], None]] = field(default_factory=list)
-    log: Path = Path()
+    log: Path = field(init=False)
+    undo: Callable[[], None] = field(default=lambda: None)
 
     def __post_init__(self) -> None:
         self.path = self.root / "home"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -34,15 +33,13 @@ from hostile_world import (
     answered,
     check_answered_once,
     check_no_traceback,
-    cpu_s,
     exits_of,
     pid_of,
     staged,
 )
 from support import wait_until
 
-from loom.spool import agents, goals, locks, mailbox
-from loom.spool.home import open_home
+from loom.spool import locks, mailbox, wake
 
 HOLD_S = 6.0  # for so long the trouble is watched
 SPARE_CPU = 0.2  # of one processor, for everything loom does meanwhile
@@ -75,6 +72,37 @@ def _limit(which: int, soft: int) -> Callable[[HostileWorld], None]:
     return apply
 
 
+def _take_descriptors(world: HostileWorld) -> None:
+    """None of them may open anything more: below the limit all numbers are in use."""
+    for pid in world.pids():
+        used = {int(n) for n in os.listdir(f"/proc/{pid}/fd")}
+        limit = next(n for n in range(len(used) + 1) if n not in used)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+
+
+def inject(world: HostileWorld, error: str) -> None:
+    """Every sync of the supervisor, of what runs and of what it starts from now on fails with this error."""
+    said = world.log.with_suffix(".strace")
+    pids = [f"-p{pid}" for pid in world.pids()]
+    calls = "fsync,fdatasync,syncfs"
+    tracer = subprocess.Popen(
+        ["strace", "-f", *pids, f"-etrace={calls}", f"-einject={calls}:error={error}", "-o", said],
+        stderr=subprocess.PIPE,
+    )
+    assert tracer.stderr is not None
+    for _ in pids:
+        assert b"attached" in tracer.stderr.readline()
+
+    def end() -> None:
+        tracer.send_signal(signal.SIGINT)
+        tracer.communicate(timeout=30)
+        fired = said.read_bytes().count(b"INJECTED")
+        said.unlink()
+        assert fired, "the fault did not fire"
+
+    world.undo = end
+
+
 TROUBLES = {
     "no space": Trouble(
         lambda world: fill(_filler(world)), lambda world: _filler(world).unlink(), "No space left on device"
@@ -90,6 +118,13 @@ TROUBLES = {
         lambda world: open_for_writing(world.path),
         "Read-only file system",
     ),
+    "no descriptors": Trouble(
+        _take_descriptors,
+        _limit(resource.RLIMIT_NOFILE, -1),
+        "Too many open files",
+    ),
+    "I/O errors": Trouble(lambda world: inject(world, "EIO"), lambda world: world.undo(), "Input/output error"),
+    "quota": Trouble(lambda world: inject(world, "EDQUOT"), lambda world: world.undo(), "Disk quota exceeded"),
     "file-size limit": Trouble(
         _limit(resource.RLIMIT_FSIZE, 100 << 10),
         _limit(resource.RLIMIT_FSIZE, -1),
@@ -102,6 +137,8 @@ TROUBLES = {
 
 @pytest.mark.parametrize("name", TROUBLES)
 def test_loom_waits_says_why_and_goes_on(name: str):
+    if name in ("I/O errors", "quota") and shutil.which("strace") is None:
+        pytest.skip("there is no strace here to inject errors with")
     figures = on_ground(lambda place: live_through(place, TROUBLES[name]), TROUBLES[name].options)
     results.note(f"hostile ground: {name}", "none", **figures)
 
@@ -121,6 +158,7 @@ def live_through(place: Path, trouble: Trouble) -> dict[str, Any]:
 
         trouble.spoil(world)
         arrive()
+        wake.ring(world.home.wake_fifo("worker"))  # as `loom send` does; who lacks descriptors cannot do it for us
         wait_until(lambda: not locks.is_held(worker.lock))
         said = check_told(world, worker, trouble.words)
         used = world.cpu_s()
