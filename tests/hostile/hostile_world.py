@@ -139,6 +139,7 @@ class HostileWorld:
                     child.wait(30)
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not processes_of(self.path), 5)
+        self.log.unlink(missing_ok=True)
         left = processes_of(self.path)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
