@@ -39,6 +39,8 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
             "config": ("loom.cli.config", "settings in force and where each comes from"),
             "secret": ("loom.cli.secret", "store, list and remove keys"),
             "doctor": ("loom.cli.doctor", "what this machine offers and lacks"),
+            "gc": ("loom.cli.gc", "archive and remove what is old and finished"),
+            "fsck": ("loom.cli.fsck", "list, or mend, what does not fit the protocol"),
         },
     ),
 )
@@ -46,7 +48,7 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
 PLANNED = frozenset(
     (
         *("up", "down", "route", "unroute", "routes", "pipe", "pipes", "why", "top", "trace", "search", "playbook"),
-        *("skill", "tool", "model", "policy", "schedule", "serve", "mcp-serve", "tui", "bot", "fsck", "gc", "demo"),
+        *("skill", "tool", "model", "policy", "schedule", "serve", "mcp-serve", "tui", "bot", "demo"),
         "conformance",
     )
 )

@@ -136,6 +136,12 @@ class Charge:
         before, self._swept_ns = self._swept_ns, changed_ns
         return before != changed_ns
 
+    def finished_mark(self) -> frozenset[tuple[str, int]]:
+        """Two marks differ when this agent finished a message between them; the router's are replies sent on."""
+        if self.spec is not None and self.spec.runner == "router":
+            return agents.routed_mark(self.home)
+        return agents.finished_mark(self.agent)
+
     def forget_mail(self) -> None:
         """Its process ended and may have left claimed messages, which the inbox's time does not tell."""
         self._inbox_ns = -1

@@ -313,7 +313,7 @@ class MailboxLoop:
         Not even those for a message that comes again, with its own bytes or with others, after it was processed.
         """
         box, stem = self.agent.dir, claimed.stem
-        thread_name = "" if os.path.lexists(box.processed(stem)) else thread_of(claimed.message)
+        thread_name = "" if os.path.lexists(box.processed(stem)) else threads.name_of(claimed.message)
         reply = mailbox.find_reply(box, box.name, stem, attempt)
         if thread_name and reply is not None:
             self._tell_thread(thread_name, claimed, reply)
@@ -385,11 +385,6 @@ def _release_if_possible(turn: Turn) -> None:
         turn.release()
     except OSError:
         pass
-
-
-def thread_of(message: wire.Message) -> str:
-    """The conversation a message belongs to: its own, `main` without one, none for typed orders."""
-    return "" if message.kind else message.thread or "main"
 
 
 def wait_for_thread(agent: Agent, name: str) -> threads.Thread:

@@ -240,7 +240,7 @@ class Ward:
         charge.refresh(self._shared, now)
         wanted = self._wanted(charge)
         failed = exit_.code == exits.BAD_INPUT and self._fail_bad_message(charge)
-        finished = agents.finished_mark(charge.agent) != process.mark
+        finished = charge.finished_mark() != process.mark
         draw = random.random()
         charge.seen = core.exited(wanted, before, exit_, now, draw, finished=finished, failed_message=failed)
         kind = "stopped" if _was_sent_away(wanted, before, exit_) else core.kind_of(exit_, failed)

@@ -47,7 +47,7 @@ def open_home(path: Path, env: dict[str, str] | os._Environ[str] = os.environ) -
         if not home.version.exists():
             _check_empty(home)
             _create(home)
-        _check_version(home)
+        check_version(home)
         _check_boot(home, env)
     except OSError as error:
         raise disk_error(error, f"cannot open the home {path}", path) from error
@@ -144,7 +144,8 @@ def _create(home: Home) -> None:
     fs.replace(home.version, f"{PROTOCOL_VERSION}\n".encode())
 
 
-def _check_version(home: Home) -> None:
+def check_version(home: Home) -> None:
+    """Raises Config for a home of a newer version, or none."""
     try:
         text = fs.read(home.version, 100).decode("ascii", "replace").strip()
     except (fs.NotRegular, fs.TooLarge) as error:
@@ -160,12 +161,12 @@ def _check_version(home: Home) -> None:
 
 def _check_boot(home: Home, env: dict[str, str] | os._Environ[str]) -> None:
     boot = locks.boot_id()
-    if _is_noted(home, boot):
+    if is_of_this_boot(home):
         return
     lock = locks.acquire(home.start_lock, wait=True)
     assert lock is not None
     with lock:
-        if _is_noted(home, boot):
+        if is_of_this_boot(home):
             return
         check_ground(home, env)
         fs.remove_tree(home.run)
@@ -176,9 +177,10 @@ def _check_boot(home: Home, env: dict[str, str] | os._Environ[str]) -> None:
         fs.replace(home.boot_id, f"{boot}\n".encode())
 
 
-def _is_noted(home: Home, boot: str) -> bool:
+def is_of_this_boot(home: Home) -> bool:
+    """Whether `run/` was made since the machine started."""
     try:
-        return fs.read(home.boot_id, 100).decode("ascii", "replace").strip() == boot
+        return fs.read(home.boot_id, 100).decode("ascii", "replace").strip() == locks.boot_id()
     except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
         return False
 
