@@ -62,6 +62,7 @@ _LOOM = str(Path(fs.__file__).parents[1])
 
 Node = int  # an inode: a number of the record's own, never used twice
 Key = tuple[str, int, str]  # ("name", directory, name), ("bytes", inode, ""), ("mode", inode, "")
+_MODES: Key = ("modes", -1, "")  # stands for all modes that were not synced
 Books = tuple[tuple[str, bytes], ...]
 
 
@@ -404,6 +405,7 @@ class Bytes:
     def __init__(self, data: bytes) -> None:
         self.durable = Version(-1, data)
         self.done: list[tuple[int, Step]] = []
+        self._known: dict[tuple[int, int], list[Version]] = {}
 
     def settle(self, step: int) -> None:
         self.durable, self.done = Version(step, _after(self.durable.value, self.done)), []
@@ -411,6 +413,12 @@ class Bytes:
     def versions(self, until: int) -> list[Version]:
         """What may be found, whatever was done before step `until`; the last one is all of it."""
         done = [(n, s) for n, s in self.done if n < until]
+        asked = self.durable.step, done[-1][0] if done else -1
+        if asked not in self._known:
+            self._known[asked] = self._versions(done)
+        return self._known[asked]
+
+    def _versions(self, done: list[tuple[int, Step]]) -> list[Version]:
         found = {self.durable.value: self.durable.step}
         now = longest = self.durable.value
         for n, step in done:
@@ -646,12 +654,17 @@ def _combined(
     """The states of one world: every combination of versions that the ties allow."""
     tree = _Tree(record, world)
     free = {key: versions for key, versions in world.items() if len(versions) > 1 and tree.matters(key)}
+    modes = [key for key in free if key[0] == "mode"]
+    free = {key: versions for key, versions in free.items() if key[0] != "mode"}
+    if modes:  # all as they were, or all as they became: nothing depends on one without the other
+        free[_MODES] = [Version(-1, 0), Version(n, -1)]
     told = hash(books)
     for fresh in changed or [None]:
+        fresh = _MODES if fresh in modes else fresh
         domains = dict(free)
         if fresh is not None:
             if fresh not in domains:
-                if tree.matters(fresh) and world[fresh][-1].step == n:
+                if fresh[0] != "mode" and tree.matters(fresh) and world[fresh][-1].step == n:
                     domains = {**domains, fresh: world[fresh]}
                 else:
                     continue
@@ -760,7 +773,10 @@ class _Tree:
 
     def _get(self, key: Key, choice: dict[Key, Version]) -> Any:
         found = choice.get(key)
-        return (found or self.world[key][-1]).value
+        if found is None:
+            which = choice[_MODES].value if key[0] == "mode" and _MODES in choice else -1
+            found = self.world[key][which]
+        return found.value
 
 
 def put_on_disk(tree: Any, books: Books, root: Path) -> None:
@@ -916,8 +932,8 @@ class Explorer:
     def without(self, site: str, models: Iterable[str] = MODELS, at_most: int = 0) -> str:
         """The first violation when this place does not sync; empty when none is found. It must be in a record.
 
-        at_most   so many of the states that become possible, of each history and model: the last ones, because there
-                  the outside world knows most
+        at_most   so many of the states that become possible, of each history and model: of each cut those first that
+                  have lost the most, and the late cuts first, because there the outside world knows more
         """
         fired = [(kill, rec) for kill, rec in self.records if site in {s.site for s in rec.steps}]
         assert fired, f"{site} is in no record of {self.workflow.name}"
@@ -925,7 +941,12 @@ class Explorer:
         for kill, rec in fired:
             for model in reversed(tuple(models)):
                 found = list(states(rec, model, set(self.seen[model]), Cuts(), without=site, seed=self.seed))
-                found.sort(key=lambda state: -state.step)
+                rank: Counter[int] = Counter()
+                order = {}
+                for state in found:
+                    order[state.digest] = rank[state.step], -state.step
+                    rank[state.step] += 1
+                found.sort(key=lambda state: order[state.digest])
                 self._try(found[: at_most or None], rec, kill, model, site, failures, until_failure=True)
                 if failures:
                     return failures[0]

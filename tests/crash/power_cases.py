@@ -163,14 +163,40 @@ def _torn_whole(root: Path) -> None:
 torn_ends = Case("torn ends", _torn_setup, _torn, _torn, _torn_whole, _torn_readable)
 
 
+def _write_heads(root: Path) -> None:
+    """A new journal whose head is noted, and told of."""
+    book = kernel._open_journal(root)
+    try:
+        for i in range(3):
+            book.append("step", {}, "", {"i": i})
+            book.note_head()
+            note(root, "headed", {"seq": book.seq})
+    finally:
+        book.close()
+
+
+def _heads_kept(root: Path) -> None:
+    head = journal.read_head(root / "heads" / "g") or (0, "")
+    assert all(head[0] >= told["seq"] for told in noted(root, "headed")), "a head that was noted is gone"
+
+
+def _heads_follow(root: Path) -> None:
+    _heads_kept(root)
+    kernel._journal_whole(root)
+
+
+heads = Case("heads", lambda root: (root / "blobs").mkdir(), _write_heads, _write_heads, _heads_follow, _heads_kept)
+
+
 # -- a home and what is in it ----------------------------------------------------------------------------------
 
 _HOME = "home"
-_HUGE = "ü" * 600_000
+_HUGE = "x" * 70_000
 
 
 def _settle_in(root: Path) -> None:
     """A first `loom`: home, agent, mail, a body that is a blob, settings, a key stored and withdrawn."""
+    message.MAX_BYTES = 1 << 16  # so that a body need not be huge: states are made thousands of times
     home = open_home(root / _HOME, _ENV)
     spec = AgentSpec(AGENT, "builtin/echo")
     box = home.agent(AGENT)
@@ -183,8 +209,8 @@ def _settle_in(root: Path) -> None:
         mailbox.deliver(box, name, raw)
         note(root, "accepted", {"stem": name, "size": len(body)})
     if not noted(root, "wanted"):
-        agents.write_want(box, "down")
-        note(root, "wanted", {"want": "down"})
+        agents.write_want(box, "demand")
+        note(root, "wanted", {})
     if not noted(root, "withdrawn"):
         secrets.put(home, "one", "key")
         note(root, "stored", {"name": "one"})
@@ -212,7 +238,7 @@ def _settled(root: Path) -> None:
             data = mailbox.read_message(box.inbox / f"{known['stem']}.msg")
             assert len(bodies.text(home.blobs, message.decode(data, known["stem"]))) == known["size"]
     if noted(root, "wanted"):
-        assert agents.read_want(box) == "down"
+        assert agents.read_want(box) == "demand"
     if noted(root, "stored") and not noted(root, "withdrawn"):
         assert secrets.get(home, "one") in ("key", None)
     if noted(root, "withdrawn"):
@@ -415,6 +441,10 @@ def _goal_check(root: Path) -> None:
     processes._once(happened, "order.reported", "order")
     processes._once(happened, "subtask.committed", "subtask")
     processes._once(happened, "subtask.applied", "subtask")
+    dispatched = {e.data["name"] for e in happened if e.type == "order.dispatched"}
+    for name in ("planner-1", "executor-1", "keeper-1"):
+        ordered = {p.stem for p in home.agent(name).inbox.rglob("*.msg")}
+        assert ordered <= dispatched, f"orders that the journal does not know: {ordered - dispatched}"
     causes = Counter(e.cause for e in happened if not e.cause.startswith("seq:"))
     assert set(causes.values()) == {1}, f"a file caused two events: {causes}"
     for path in _DELIVERABLES:
@@ -464,6 +494,7 @@ WORKFLOWS = (
     Workflow(failing, kills=True),
     Workflow(kernel.blob_store, kills=True),
     Workflow(kernel.journal_case, kills=True),
+    Workflow(heads, kills=True),
     Workflow(torn_ends, kills=True),
     Workflow(state_files, kills=True),
     Workflow(settle_in, reboot=lambda root: reboot(root / _HOME), kills=True),
