@@ -24,6 +24,7 @@ from typing import Literal
 
 FILE_MODE = 0o600
 DIR_MODE = 0o700
+_NEW_DIR_MODE = DIR_MODE | stat.S_ISVTX
 TMP = ".tmp"
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _PROBE_BYTES = 64 << 10  # about what one message with its turn needs
@@ -145,18 +146,43 @@ def _rename_noreplace(source: str, target: str) -> None:
 def ensure_dir(path: Path) -> None:
     """Make `path` and what is missing above it, 0700, each entry synced. Nothing happens when it is there.
 
+    A new directory is sticky until its entry is synced. Its maker may have died before that: whoever finds it so
+    syncs the entry, or what is published in it would go with it. All others pay nothing.
     It may be gone again when this returns: an empty directory of a day is removed by gc. Who needs it tries again.
     """
     if path.is_dir():
+        if _is_unsynced(path):
+            _sync_entry(path)
         return
     if path.parent != path:
         ensure_dir(path.parent)
     try:
-        calls.mkdir(str(path), DIR_MODE)
+        calls.mkdir(str(path), _NEW_DIR_MODE)
     except FileExistsError:
         if os.path.lexists(path) and not path.is_dir():
             raise
-    calls.fsync_dir(str(path.parent))
+    _sync_entry(path)
+
+
+def _is_unsynced(directory: Path) -> bool:
+    """Whether this is a directory that ensure_dir made and did not sync: of ours, and never somebody's /tmp."""
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return False
+    return stat.S_IMODE(found.st_mode) == _NEW_DIR_MODE and found.st_uid == os.getuid()
+
+
+def _sync_entry(directory: Path) -> None:
+    calls.fsync_dir(str(directory.parent))
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        calls.chmod(fd, DIR_MODE)
+    finally:
+        os.close(fd)
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -55,6 +55,8 @@ class Turn:
         self._since_open = 0
         for record in self._file.records:
             self._replay(self._resolve(record))
+        if self._file.records:
+            self._file.sync()  # who wrote them may have died before: what is built on them must not outlive them
         self._file.records = []
 
     def open(self, boot: str, epoch: str) -> None:
