@@ -16,7 +16,7 @@ from typing import Any
 from crash_cases import Worker as Kernel
 from crash_cases import answered_once, letter, lines_whole, stem, tidy
 from crash_far_side import asked_as_agreed, far_side, make_note, one_life, plain_files
-from harness import Case, crashes, note, noted, undisturbed
+from harness import Case, crashes, noted, undisturbed
 
 from loom.cli import main as command_line
 from loom.daemons.runner import ChatWorker
@@ -130,7 +130,9 @@ def typed(root: Path, *words: str) -> int:
         errors.seek(0)
         error = errors.read()
     if status in (exits.DISK, exits.TRY_LATER):
-        assert error.startswith("loom: ") or "\nloom: " in error, f"status {status}, and no word of the cause: {error!r}"
+        assert error.startswith("loom: ") or "\nloom: " in error, (
+            f"status {status}, and no word of the cause: {error!r}"
+        )
         raise OSError(error)
     assert status != exits.BUG, error
     return status

@@ -229,6 +229,4 @@ def _crashed(root: Path) -> None:
         message.decode((box.outbox / name).read_bytes(), name[:-4])
 
 
-SUPERVISOR = Case(
-    "supervisor", _setup, _supervise, _supervise, _check, _crashed, process="supervisor", repeats=False
-)
+SUPERVISOR = Case("supervisor", _setup, _supervise, _supervise, _check, _crashed, process="supervisor", repeats=False)
