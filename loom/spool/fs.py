@@ -26,6 +26,7 @@ FILE_MODE = 0o600
 DIR_MODE = 0o700
 _NEW_DIR_MODE = DIR_MODE | stat.S_ISVTX
 TMP = ".tmp"
+GROUP = 8  # files that are published at once share one syncfs from this number on
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _PROBE_BYTES = 64 << 10  # about what one message with its turn needs
 _AT_FDCWD = -100
@@ -245,22 +246,27 @@ def publish(target: Path, data: bytes) -> bool:
 
 
 def publish_all(items: Iterable[tuple[Path, bytes]]) -> list[bool]:
-    """publish() for several files at once, each directory synced once. All are durable when it returns."""
+    """publish() for several files at once, with as few syncs as they need. All are durable when it returns.
+
+    From GROUP files on, one sync of the file system stands for those of their contents; each directory is synced once.
+    """
+    wanted = list(items)
+    together = len(wanted) >= GROUP
     results: list[bool] = []
-    directories: dict[str, None] = {}
     temporaries: list[str] = []
     try:
-        for target, data in items:
-            temporary = _temporary(target.parent, data, sync=True)
-            temporaries.append(temporary)
+        for target, data in wanted:
+            temporaries.append(_temporary(target.parent, data, sync=not together))
+        if together:
+            calls.sync_file_system(str(wanted[0][0].parent))
+        for (target, _), temporary in zip(wanted, temporaries, strict=True):
             try:
                 calls.link(temporary, str(target))
                 results.append(True)
             except FileExistsError:
                 _settle_if_there(target)
                 results.append(False)
-            directories[str(target.parent)] = None
-        for directory in directories:
+        for directory in dict.fromkeys(str(target.parent) for target, _ in wanted):
             calls.fsync_dir(directory)
     finally:
         for temporary in temporaries:
