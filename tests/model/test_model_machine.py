@@ -25,6 +25,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -33,9 +34,16 @@ from typing import Any
 
 import pytest
 import results
-from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from model_real import NOW_MS, Outside, Runner, letter, make_home, route_all, stem
 from support import scratch
 
@@ -44,6 +52,13 @@ from loom.spool import fs, mailbox, ndjson
 from loom.spool.layout import AgentDir, Home
 from loom.wire import ids
 from loom.wire import message as wire
+
+try:
+    from loom.core.retention import Policy
+
+    from loom.spool import retention
+except ImportError:  # a loom that puts nothing away
+    retention = None  # type: ignore[assignment]
 
 DAY_MS = 86_400_000
 BODIES = ("hello", "fails once", "use a tool")
@@ -224,8 +239,11 @@ class Lives(RuleBasedStateMachine):
         if not other:
             assert mailbox.deliver(self.box(), name, self.sent[name].data) is False, "sent again, it was taken for new"
             return
-        with pytest.raises(mailbox.Conflict):
+        try:
             mailbox.deliver(self.box(), name, letter(name, "something else"))
+        except mailbox.Conflict:
+            return
+        raise AssertionError("other bytes under the same key were accepted")
 
     @rule(name=st.sampled_from(AGENTS), at=AT, by_router=st.booleans(), messages=st.integers(1, 2))
     def work(self, name: str, at: int, by_router: bool, messages: int) -> None:
@@ -290,6 +308,25 @@ class Lives(RuleBasedStateMachine):
             case "other":
                 path.with_suffix(".txt").write_bytes(b"a note")
 
+    @precondition(lambda self: retention is not None)
+    @rule(at=st.integers(0, 120), by_router=st.booleans())
+    def collect(self, at: int, by_router: bool) -> None:
+        """`loom gc`, with everything old enough: what goes was done, and every target has read the reply."""
+        before = {(name, request): mailbox.find(self.box(name), request) for name, request in self.asked()}
+
+        def gc() -> None:
+            retention.collect(self.home, now_s=time.time() + 10, policy=Policy(messages=0.0))
+
+        self.act("gc", at, by_router, gc)
+        for (name, request), path in before.items():
+            if path is None or mailbox.find(self.box(name), request) is not None or request in self.archived:
+                continue
+            assert path == self.box(name).processed(request), f"{path} was put away"
+            self.archived.add(request)
+
+    def asked(self) -> list[tuple[str, str]]:
+        return [(name, request) for name in AGENTS for request in self.requests_of(name)]
+
     # -- what is seen --------------------------------------------------------------------------------------------
 
     def pick(self, choice: int, among: list[Any]) -> Any:
@@ -316,7 +353,12 @@ class Lives(RuleBasedStateMachine):
     def nothing_is_lost_or_there_twice(self) -> None:
         for name in self.retained():
             box = self.box()
-            places = (box.inbox / f"{name}.msg", box.in_progress / f"{name}.msg", box.processed(name), box.failed / f"{name}.msg")
+            places = (
+                box.inbox / f"{name}.msg",
+                box.in_progress / f"{name}.msg",
+                box.processed(name),
+                box.failed / f"{name}.msg",
+            )
             lies = [str(p.parent.relative_to(box.path)) for p in places if p.exists()]
             assert len(lies) == 1, f"{name} lies in {lies}"
 
@@ -379,7 +421,8 @@ class Lives(RuleBasedStateMachine):
             why = (last.data or {}).get("error_type")
             body = self.sent[request].body if request in self.sent else ""
             assert (body == "fails once" and count == 1) or (why == "poison" and self.kills >= 3), f"{request}: {why}"
-            assert mailbox.attempts(box, request) == count
+            # One less where the runner died before it wrote error.json: the next `retry` or mv makes up for it.
+            assert mailbox.attempts(box, request) in (count, count - 1)
         if request in self.sent:
             assert count > self.sent[request].owed, f"{request} was to be tried again, and was not"
 
@@ -481,12 +524,12 @@ def test_a_known_mistake_is_found_in_the_real_code(mistake: str, monkeypatch: py
 def test_many_lives_of_the_real_code():
     COUNTS.steps.clear()
     run_state_machine_as_test(Lives, settings=_settings(2000))  # type: ignore[no-untyped-call]
-    note = COUNTS.steps
+    counted = COUNTS.steps
     results.note(
         "state machine",
         "derandomized",
         lives=2000,
-        steps=sum(note.values()) - note["kill"],
-        kills=note["kill"],
+        steps=sum(counted.values()) - counted["kill"],
+        kills=counted["kill"],
         mistakes_found=f"{len(MISTAKES)} of {len(MISTAKES)}",
     )
