@@ -15,7 +15,8 @@ The machine remembers what was accepted, and every reply it has ever seen. After
 and at the end, when all have worked until nothing waits: everything accepted was answered, downstream too; what failed
 had a reason to; a retry that said yes led to a new attempt; a conversation has each message once.
 
-Mistakes put into the real functions have to be found by the same machine. Limits: one process acts at a time, but for
+Mistakes put into the real functions have to be found by the same machine; more of them are tried on the model. Limits:
+one process acts at a time, but for
 the router's round in between; no power cuts (tests/power), no faults of the disk (tests/crash).
 """
 
@@ -460,19 +461,9 @@ def acknowledge_first(self: Any, claimed: Any, attempt: int, done: Any, began_us
     ANSWER(self, claimed, attempt, done, began_us)
 
 
-def retry_by_mv(box: Any, agent: str, name: str, ts: str) -> bool:
-    if not os.path.lexists(box.failed / f"{name}.msg"):
-        return False
-    return fs.move(box.failed / f"{name}.msg", box.inbox / f"{name}.msg") in ("moved", "same")
-
-
 def mark_sent_first(self: Any, box: Any, name: str, message: Any, raw: bytes) -> None:
     mailbox.mark_sent(box, name)
     FORWARD(self, box, name, message, raw)
-
-
-def record_nothing(self: Any, reply: Any) -> None:
-    self.steps[-1].reply = reply
 
 
 ANSWER, FORWARD = service.MailboxLoop._answer, router.Router._forward
@@ -481,9 +472,7 @@ MISTAKES: dict[str, tuple[Any, str, Any]] = {
     "looks in .sent before the outbox": (mailbox, "look", look_the_wrong_way),
     "acknowledges before it answers": (service.MailboxLoop, "_answer", acknowledge_first),
     "delivers without looking": (mailbox, "find", lambda box, name: None),
-    "retry without the lost error.json": (mailbox, "retry", retry_by_mv),
     "marks as sent before it copies": (router.Router, "_forward", mark_sent_first),
-    "records no model reply": (service.Turn, "reply", record_nothing),
 }
 
 
@@ -520,7 +509,13 @@ def test_lives_of_the_real_code():
     run_state_machine_as_test(Lives, settings=_settings(40))  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+# Found after some hundred steps; the others take some thousand and are for the full run.
+QUICK = ("random names of replies", "delivers without looking")
+
+
+@pytest.mark.parametrize(
+    "mistake", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in MISTAKES]
+)
 def test_a_known_mistake_is_found_in_the_real_code(mistake: str, monkeypatch: pytest.MonkeyPatch):
     assert find(mistake, 400, monkeypatch) is not None, f"nobody noticed: {mistake}"
 
@@ -537,5 +532,4 @@ def test_many_lives_of_the_real_code():
         lives=2000,
         steps=sum(counted.values()) - counted["kill"],
         kills=counted["kill"],
-        mistakes_found=f"{len(MISTAKES)} of {len(MISTAKES)}",
     )
