@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,16 @@ def _shown(value: Any) -> str:
 
 
 def write(place: Path, page: Path = PAGE) -> None:
-    """Bring the noted results into the page's table, sorted by suite."""
+    """Bring the noted results into the page's list, sorted by suite."""
     before, _, rest = page.read_text().partition(BEGIN)
-    table, _, after = rest.partition(END)
-    rows = {line.split(" | ")[0]: line for line in table.splitlines() if line.startswith("| ") and " | " in line}
+    shown, _, after = rest.partition(END)
+    items = {item.partition("**")[0]: f"- **{item.rstrip()}" for item in shown.split("- **")[1:]}
     for path in place.glob("*.json"):
         r = json.loads(path.read_text())
-        rows[f"| {path.stem}"] = f"| {path.stem} | {r['date']} | {r['seed']} | {r['figures']} | {r['machine']} |"
-    head = ["| suite | date | seed | counted | machine |", "|---|---|---|---|---|"]
-    body = [line for key, line in sorted(rows.items()) if key not in ("| suite",)]
-    page.write_text(f"{before}{BEGIN}\n" + "\n".join([*head, *body]) + f"\n{END}{after}")
+        text = f"- **{path.stem}** ({r['date']}, seed {r['seed']}): {r['figures']}. {r['machine']}."
+        items[path.stem] = "\n".join(textwrap.wrap(text, 116, subsequent_indent="  "))
+    body = [items[suite] for suite in sorted(items)]
+    page.write_text("\n".join([f"{before}{BEGIN}", *body, f"{END}{after}"]))
 
 
 if __name__ == "__main__":

@@ -14,15 +14,21 @@ from loom.spool.layout import AgentDir
 from loom.wire.errors import Config
 from loom.wire.message import Message
 
+LAST_LINES = 256  # no turn takes up more: what a message costs must not grow with all that was said before it
 _MAX_TEXT_BYTES = ndjson.MAX_LINE_BYTES - 1024
 
 
 class Thread:
-    """One conversation, held. `history` is what was said, oldest first."""
+    """One conversation, held. `history` is the newest part of what was said, oldest first: some hundred lines."""
 
     def __init__(self, path: Path, lock: locks.Lock) -> None:
         self._lock = lock
-        self._file = ndjson.Appender(path)
+        self._file = ndjson.Appender(path, LAST_LINES)
+        try:
+            self._file.settle_name()
+        except BaseException:
+            self._file.close()
+            raise
         self.history = self._file.records
 
     def append(self, stem: str, said: list[tuple[str, str]]) -> None:
