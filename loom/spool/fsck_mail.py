@@ -160,11 +160,12 @@ def _signs_of_life(check: Check, agent: AgentDir) -> Findings:
 
 
 def _inbox(check: Check, agent: AgentDir) -> Findings:
+    ours = {directory.name for directory in agent.directories()}
     for name in fs.names(agent.inbox):
         path, stem = agent.inbox / name, ids.stem_of(name)
-        if name.startswith("."):
+        if name in ours:
             continue
-        if not name.endswith(".msg"):
+        if not name.endswith(".msg") or name.startswith("."):
             yield person(path, "its name does not end in .msg: no runner takes it", "rename it or move it away")
         elif stem is None:
             yield person(path, "its name is not <13 digits>-<ulid>.msg", "its runner will set it aside")
@@ -330,7 +331,7 @@ def _finished(check: Check, shards: Path) -> Findings:
 def _outbox(check: Check, agent: AgentDir) -> Findings:
     for name in fs.names(agent.outbox):
         path, stem = agent.outbox / name, ids.stem_of(name)
-        if name.startswith("."):
+        if name in (TMP, agent.sent_days.name, agent.refused.name):
             continue
         if stem is None:
             yield person(path, "is no message: its name is not <13 digits>-<ulid>.msg", "move it away")
