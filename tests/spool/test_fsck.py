@@ -647,12 +647,6 @@ def test_one_repair_at_a_time(world: World):
             world.check(repair=True)
 
 
-def test_statuses():
-    assert exit_status([]) == exit_status(["mended", "waits"]) == exits.DONE
-    assert exit_status(["busy", "person"]) == exit_status(["mend"]) == exits.FAILED
-    assert exit_status(["mended", "busy"]) == exits.TRY_LATER
-
-
 # -- any of them together ----------------------------------------------------------------------------------------
 
 
