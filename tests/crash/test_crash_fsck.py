@@ -79,7 +79,7 @@ CASES = [mended_first(working(Worker())), mended_first(failing(Worker()))]
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_after_a_crash_at_any_call_it_is_mended_and_the_worker_goes_on(case: Case):
-    report = explore(case, seed=SEED, double=8 if FULL else 0, at_most=0 if FULL else 120)
+    report = explore(case, seed=SEED, double=8 if FULL else 0, at_most=0 if FULL else 60)
     print(report.line())
     assert not report.failures, "\n".join([report.line(), *report.failures[:5]])
     assert report.counts["before"] and report.counts["after"] and report.counts["torn"]

@@ -166,7 +166,7 @@ def test_killed_or_met_at_any_call_nothing_is_lost_or_done_twice():
 
 
 def test_when_a_call_fails_everything_is_whole():
-    report = explore(case, kills=False, errors=ERRORS, at_most=0 if FULL else 60, seed=SEED)
+    report = explore(case, kills=False, errors=ERRORS, at_most=0 if FULL else 30, seed=SEED)
     print(report.line())
     assert not report.failures, "\n".join([report.line(), *report.failures[:5]])
     assert report.counts["once"] and report.counts["forever"]
@@ -259,7 +259,7 @@ power_cut = Workflow(Case("gc", _power_setup, _work_and_gc, _after_the_cut, _not
 
 def test_a_power_cut_at_any_moment_brings_nothing_back_that_gc_has_seen_end():
     with Explorer(power_cut, SEED) as explorer:
-        report = explorer.explore(at_most=3000 if FULL else 40)
+        report = explorer.explore(at_most=3000 if FULL else 20)
         print(report.line())
         assert not report.failures, "\n".join([report.line(), *report.failures[:3]])
         assert report.tried and set(report.states) == set(MODELS)

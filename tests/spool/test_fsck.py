@@ -650,7 +650,7 @@ def test_one_repair_at_a_time(world: World):
 # -- any of them together ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(MENDED + TOLD), min_size=2, max_size=6, unique=True), st.randoms(use_true_random=False))
 def test_any_damage_together(injuries: list[Callable[[World], Path]], draw: random.Random):
     """Told without a change; after one repair nothing is left that could be mended, and a second changes nothing."""
