@@ -6,6 +6,7 @@ that does not end well, a run that takes longer than its deadline, and what the 
 
 from __future__ import annotations
 
+import compileall
 import os
 import random
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from soak_cases import Program, environment
 from soak_strace import DEADLINE_S, Call, Ended, changes, run
-from support import processes_of, scratch, wait_until
+from support import ROOT, processes_of, scratch, wait_until
 
 from loom.spool.layout import Home
 
@@ -67,6 +68,7 @@ def explore(
     jobs: int = 2,
 ) -> Found:
     """Every call killed, and failed with each of `errors` once and from then on; with `at_most` a sample of that."""
+    compileall.compile_dir(str(ROOT / "loom"), quiet=2)  # or a program opens more files the first time
     place = scratch()
     try:
         template = place / "template"
