@@ -27,7 +27,6 @@ class Log:
         self._fields = fields
         self._day = ""
         self._fd = -1
-        self._torn = False
 
     def info(self, event: str, **fields: Any) -> None:
         self.write("info", event, fields)
@@ -59,10 +58,8 @@ class Log:
                 line = dumps({k: record[k] for k in ("ts", "level", "event")} | {"cut": True}) + b"\n"
         try:
             fd = self._file(day_of(now_us // 1000))
-            fs.append(fd, b"\n" + line if self._torn else line)
-            self._torn = False
+            fs.append(fd, line if _ends_whole(fd) else b"\n" + line)
         except OSError:
-            self._torn = True  # perhaps half of it is there: the next line must not be glued to it
             self.close()
 
     def _file(self, day: str) -> int:
@@ -70,7 +67,6 @@ class Log:
             self.close()
             self._fd = fs.open_append(self._directory / f"{day}.ndjson")
             self._day = day
-            self._torn = self._torn or _is_torn(self._fd)
         return self._fd
 
     def close(self) -> None:
@@ -79,7 +75,7 @@ class Log:
             self._fd = -1
 
 
-def _is_torn(fd: int) -> bool:
-    """Whether whoever wrote last was killed in the middle of a line: SIGKILL ends a write() at the end of a page."""
+def _ends_whole(fd: int) -> bool:
+    """False after half a line, of ours or of a process that was killed: the next one must not be glued to it."""
     size = os.fstat(fd).st_size
-    return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+    return not size or os.pread(fd, 1, size - 1) == b"\n"

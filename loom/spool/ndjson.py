@@ -76,6 +76,15 @@ class Appender:
         fs.append(self._fd, line + b"\n")
         self._failed = False
 
+    def settle_name(self) -> None:
+        """Make the name of a file that goes on for ever durable before its first record, and never again.
+
+        So a file that holds a record has a durable name, whoever wrote it, and sync() need not see to it each time.
+        """
+        if not self.records:
+            fs.calls.fsync_dir(str(self.path.parent))
+        self._dir_synced = True
+
     def sync(self) -> None:
         """Everything appended so far survives a power cut, the file's name included."""
         refuse_after_failure(self._failed, self.path)
@@ -92,29 +101,41 @@ class Appender:
             self._fd = -1
 
 
+def torn_bytes(path: Path) -> int:
+    """How many bytes opening the file would cut off its end. Raises Damaged as that would."""
+    data = fs.read(path)
+    return len(data) - _good(path, data)[1]
+
+
 def _repair(path: Path, fd: int, last: int | None) -> tuple[list[dict[str, Any]], int]:
     """(good records, bytes cut off). Raises Damaged when a good record stands behind a bad one."""
     start, data = (0, fs.read(path)) if last is None else _tail(fd, last)
+    records, good = _good(path, data, start)
+    if start and not records:
+        return _repair(path, fd, None)  # the torn end begins before what was read
+    cut = len(data) - good
+    if cut:
+        keep_torn(path, data[good:], start + good)
+        fs.calls.truncate(fd, start + good)
+        fs.calls.fsync(fd)
+    return records, cut
+
+
+def _good(path: Path, data: bytes, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """(the records that are whole, how many bytes they take); `data` is the file from byte `start` on."""
     lines, _ = whole_lines(data)
     records: list[dict[str, Any]] = []
-    good = start
+    good = 0
     for number, line in enumerate(lines):
         try:
             records.append(loads_object(line))
         except Malformed as error:
             if any(_is_good(later) for later in lines[number + 1 :]):
-                before = fs.read(path)[:good].count(b"\n")
+                before = fs.read(path)[: start + good].count(b"\n")
                 raise Damaged(f"{path}:{before + 1}: {error}, and good records stand behind it") from None
             break
         good += len(line) + 1
-    if start and not records:
-        return _repair(path, fd, None)  # the torn end begins before what was read
-    cut = start + len(data) - good
-    if cut:
-        keep_torn(path, data[good - start :], good)
-        fs.calls.truncate(fd, good)
-        fs.calls.fsync(fd)
-    return records, cut
+    return records, good
 
 
 def _tail(fd: int, last: int) -> tuple[int, bytes]:
