@@ -7,10 +7,12 @@ that does not end well, a run that takes longer than its deadline, and what the 
 from __future__ import annotations
 
 import compileall
+import contextlib
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -104,13 +106,15 @@ def explore(
 
 def _calls_of(program: Program, template: Path, place: Path) -> list[Call]:
     """What the undisturbed program changes; it must end well, and its result must pass the check."""
-    ended = _disturbed(program, template, place, "")
-    assert ended.status == 0, f"{program.name} ended with {ended.status}: {ended.err}"
-    found = changes(ended.calls, place)
-    assert found, f"{program.name} changes nothing"
-    _recovered(program, Home(place / "home"), ended)
-    shutil.rmtree(place)
-    return found
+    try:
+        ended = _disturbed(program, template, place, "")
+        assert ended.status == 0, f"{program.name} ended with {ended.status}: {ended.err}"
+        found = changes(ended.calls, place)
+        assert found, f"{program.name} changes nothing"
+        _recovered(program, Home(place / "home"), ended)
+        return found
+    finally:
+        _clear(place)
 
 
 def _one(program: Program, fault: Fault, template: Path, place: Path) -> tuple[Fault, float, str]:
@@ -118,7 +122,7 @@ def _one(program: Program, fault: Fault, template: Path, place: Path) -> tuple[F
     failure = ""
     try:
         for _ in range(_TRIES if program.concurrent else 1):
-            shutil.rmtree(place, ignore_errors=True)
+            _clear(place)
             ended = _disturbed(program, template, place, fault.inject)
             if ended.fired:
                 break
@@ -136,7 +140,7 @@ def _one(program: Program, fault: Fault, template: Path, place: Path) -> tuple[F
     except (AssertionError, subprocess.TimeoutExpired) as error:
         failure = f"{type(error).__name__}: {error}"
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        _clear(place)
     return fault, time.monotonic() - began, failure
 
 
@@ -163,11 +167,17 @@ def _recovered(program: Program, home: Home, ended: Ended) -> None:
     _nobody_left(home)
 
 
+def _clear(place: Path) -> None:
+    """What a trial left: the children of a killed supervisor work on."""
+    for pid in processes_of(place / "home"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(place, ignore_errors=True)
+
+
 def _nobody_left(home: Home) -> None:
     try:
         wait_until(lambda: not processes_of(home.path), 10)
     except AssertionError:
         left = processes_of(home.path)
-        for pid in left:
-            os.kill(pid, 9)
         raise AssertionError(f"processes are left: {left}") from None
