@@ -61,7 +61,7 @@ class World:
         messages: int,
         *,
         senders: int = 3,
-        rate: float = 12.0,
+        rate: float = 8.0,
         waiting: int = 400,
         least_kills: int = 0,
         restart: Restart = QUICK,

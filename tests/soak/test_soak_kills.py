@@ -68,8 +68,8 @@ def soak(made: World, deadline_s: float) -> Report:
     report = Oracle(made.home, made.boxes(), ROUTES).check(promised(made))
     kills = made.counts.kills
     assert report.failed["work_failed"] <= kills["model"] + kills["gone"]
-    asked = len(list((made.home.agent(TELLER).outbox / ".sent").glob("*/*.msg")))
-    calls_are_bounded(made.calls, asked, sum(kills[kind] for kind in ("agent", "model", "gone")))
+    answered = len(list((made.home.agent(TELLER).inbox / ".processed").glob("*/*.msg")))
+    calls_are_bounded(made.calls, answered, sum(kills[kind] for kind in ("agent", "model", "gone")))
     return report
 
 
