@@ -15,8 +15,8 @@ from pathlib import Path
 import power
 import pytest
 import results
-from crash_cases import Box, letter, mailbox, note, noted
-from harness import Case
+from crash_cases import Box, letter, mailbox
+from harness import Case, note, noted
 from power import MODELS, Cuts, Explorer, Recorder, Workflow, record, states
 from power_cases import WORKFLOWS
 from support import scratch
