@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _strptime  # noqa: F401  what a child would import again at each of thousands of states
 import itertools
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +41,7 @@ from loom.daemons.service import Agent, Done, MailboxLoop
 from loom.models.builtin import echo  # noqa: F401
 from loom.proc import schema, toolbox, toolcall  # noqa: F401
 from loom.proc.stopping import Stopping
-from loom.spool import agents, bodies, crashes, fs, goals, journal, locks, mailbox, ndjson, secrets, trees
+from loom.spool import agents, blobs, bodies, crashes, fs, goals, journal, locks, mailbox, ndjson, secrets, trees
 from loom.spool.home import open_home
 from loom.spool.layout import Home
 from loom.spool.turns import Turn
@@ -110,6 +111,67 @@ def _retried(root: Path) -> None:
 
 
 failing = Case("fail and retry", kernel.agent_with(_FAILED), _fail_and_retry, _fail_and_retry, _retried, tidy)
+
+
+def _by_hand_setup(root: Path) -> None:
+    box = kernel.Worker().box(root)
+    kernel.agent_with(*(letter(n, str(n)) for n in (1, 3)))(root)
+    fs.move(box.inbox / f"{stem(1)}.msg", box.in_progress / f"{stem(1)}.msg")
+
+
+def _moved_in(path: Path, data: bytes) -> None:
+    """What a shell does (docs/protocol.md section 2): no sync."""
+    fs.hint(path, data.decode().removesuffix("\n"))
+
+
+def _by_hand(root: Path) -> None:
+    """A person with `mv` was there first: a message, a claim, a reply, a blob. What is found counts once synced."""
+    box = kernel.Worker().box(root)
+    name, data = letter(2, "2")
+    if mailbox.find(box, name) is None:
+        _moved_in(box.inbox / f"{name}.msg", data)
+    mailbox.deliver(box, name, data)
+    note(root, "accepted", {"stem": name})
+    if (box.inbox / f"{stem(3)}.msg").exists():
+        _moved_in(box.in_progress / f"{stem(3)}.msg", letter(3, "3")[1])
+        fs.move(box.inbox / f"{stem(3)}.msg", box.in_progress / f"{stem(3)}.msg")
+    reply_name, reply = message.reply_to(message.decode(letter(1, "1")[1], stem(1)), stem(1), AGENT, 0, "answer", 1)
+    if not (box.outbox / f"{reply_name}.msg").exists():
+        _moved_in(box.outbox / f"{reply_name}.msg", message.encode(reply))
+    assert mailbox.look(box, AGENT, stem(1), 0)[0] == "acknowledge"
+    note(root, "answered", {})
+    mailbox.acknowledge(box, stem(1))
+    blob = b"blob\n"
+    path = blobs.path_of(root / "blobs", sha256(blob).hexdigest())
+    if not path.exists():
+        fs.ensure_dir(path.parent)
+        _moved_in(path, blob)
+    note(root, "stored", {"digest": blobs.put(root / "blobs", blob)})
+
+
+def _by_hand_kept(root: Path) -> None:
+    box = kernel.Worker().box(root)
+    if noted(root, "accepted"):
+        assert (box.inbox / f"{stem(2)}.msg").read_bytes() == letter(2, "2")[1], "accepted and not there"
+    places = [p / f"{stem(3)}.msg" for p in (box.inbox, box.in_progress)]
+    assert letter(3, "3")[1] in [p.read_bytes() for p in places if p.exists()], "a message that was there is gone"
+    if noted(root, "answered"):
+        reply = ids.reply_stem(AGENT, stem(1))
+        assert message.decode((box.outbox / f"{reply}.msg").read_bytes(), reply).body == "answer"
+    for stored in noted(root, "stored"):
+        assert blobs.get(root / "blobs", stored["digest"]) == b"blob\n"
+
+
+def _sweep_by_hand(root: Path) -> None:
+    """The next life: what a shell left torn is put right by its person, and then all is done once more."""
+    box = kernel.Worker().box(root)
+    for path in [*box.path.rglob("*.msg"), *(p for p in (root / "blobs").glob("*/*") if p.is_file())]:
+        if path.read_bytes()[-1:] != b"\n" or b"\0" in path.read_bytes():
+            path.unlink()
+    _by_hand(root)
+
+
+by_hand = Case("by hand", _by_hand_setup, _by_hand, _sweep_by_hand, _by_hand_kept, _by_hand_kept)
 
 
 def _written_is_there(root: Path) -> None:
@@ -184,6 +246,8 @@ def _write_heads(root: Path) -> None:
 def _heads_kept(root: Path) -> None:
     head = journal.read_head(root / "heads" / "g") or (0, "")
     assert all(head[0] >= told["seq"] for told in noted(root, "headed")), "a head that was noted is gone"
+    if head[0]:
+        kernel._journal_readable(root)
 
 
 def _heads_follow(root: Path) -> None:
@@ -218,8 +282,9 @@ def _settle_in(root: Path) -> None:
         agents.write_want(box, "demand")
         note(root, "wanted", {})
     if not noted(root, "withdrawn"):
-        secrets.put(home, "one", "key")
-        note(root, "stored", {"name": "one"})
+        for name in ("kept", "one"):
+            secrets.put(home, name, "key")
+            note(root, "stored", {"name": name})
         try:
             secrets.remove(home, "one")
         except secrets.NotFound:
@@ -245,8 +310,8 @@ def _settled(root: Path) -> None:
             assert len(bodies.text(home.blobs, message.decode(data, known["stem"]))) == known["size"]
     if noted(root, "wanted"):
         assert agents.read_want(box) == "demand"
-    if noted(root, "stored") and not noted(root, "withdrawn"):
-        assert secrets.get(home, "one") in ("key", None)
+    if noted(root, "stored"):
+        assert secrets.get(home, "kept") == "key", "a key that was stored is gone"
     if noted(root, "withdrawn"):
         assert secrets.get(home, "one") is None, "a key that was withdrawn came back"
     assert len(crashes.names(box)) >= len(noted(root, "crashed"))
@@ -376,6 +441,7 @@ def _routed(root: Path) -> None:
     for number, (name, _) in enumerate(_REPLIES):
         reply = ids.reply_stem(AGENT, name)
         if f"{reply}.msg" not in waiting:
+            assert home.agent(AGENT).sent(reply).exists(), "a reply is gone"
             for part in (1, 2) if number == 1 else (0,):
                 assert mailbox.find(home.agent("target"), ids.reply_stem(AGENT, name, 0, part)), "sent and not there"
 
@@ -551,6 +617,47 @@ def _section(name: str, first: int, count: int) -> Workflow:
     return Workflow(Case(name, setup, workflow, _goal, _goal_check), reboot=lambda root: reboot(root / _HOME))
 
 
+# -- what people ask for, and what cannot be read ----------------------------------------------------------------
+
+
+def _ask_setup(root: Path) -> None:
+    home = open_home(root / _HOME, ENV)
+    box = agents.create(home, AgentSpec(AGENT, "builtin/echo"), "", "up")
+    (box.inbox / f"{stem(1)}.msg").write_bytes(b"no message\n")
+    (box.outbox / f"{stem(2)}.msg").write_bytes(b"no message\n")
+
+
+def _ask(root: Path) -> None:
+    """A goal and a control file, accepted; an entry set aside and one refused, with their reasons."""
+    home = Home(root / _HOME)
+    spec = GoalSpec(GOAL, "two notes", "tester", 1, dict.fromkeys(("planner", "executor", "verifier"), "builtin"))
+    if GOAL not in goals.names(home):
+        goals.create(home, spec)
+        note(root, "accepted", {"goal": GOAL})
+    goals.control(home, home.goal(GOAL), stem(3), "pause", "tester", {})
+    note(root, "accepted", {"control": stem(3)})
+    box = home.agent(AGENT)
+    assert mailbox.Inbox(box).claim() is None
+    if mailbox.outgoing(box):
+        mailbox.refuse(box, f"{stem(2)}.msg", "bad_json", "no message")
+
+
+def _asked_for(root: Path) -> None:
+    home = Home(root / _HOME)
+    for known in noted(root, "accepted"):
+        assert goals.read_spec(home.goal(GOAL)).by == "tester"
+        if "control" in known:
+            assert goals.read_control(home.goal(GOAL), f"{stem(3)}.json")["verb"] == "pause"
+    box = home.agent(AGENT)
+    for name, places in ((stem(1), (box.inbox, box.in_progress, box.unreadable)), (stem(2), (box.outbox, box.refused))):
+        assert any((place / f"{name}.msg").exists() for place in places), "what nobody can read is gone"
+    for place in (box.unreadable, box.refused):
+        for path in place.glob("*.msg"):
+            assert json.loads(path.with_name(f"{path.name}.error.json").read_text())["reason"], "set aside, unsaid why"
+
+
+ask = Case("ask", _ask_setup, _ask, _ask, _asked_for, _asked_for)
+
 # -- gc --------------------------------------------------------------------------------------------------------
 
 
@@ -585,7 +692,37 @@ def _gc_check(root: Path) -> None:
     assert mailbox.outgoing(retention.sender(root)) == []
 
 
+def _gc_mail_setup(root: Path) -> None:
+    """Without a blob that nobody refers to: its removal begins with a sync of everything."""
+    _gc_setup(root)
+    blobs.path_of(root / "blobs", sha256(b"nobody's").hexdigest()).unlink()
+
+
+def _gc_blobs_setup(root: Path) -> None:
+    (root / "blobs").mkdir()
+    turns = Home(root).agent("leaver").turns
+    fs.ensure_dir(turns)
+    record = {"t": "reply", "step": 0, "blob": blobs.put(root / "blobs", b"said")}
+    (turns / f"{stem(1)}.0.ndjson").write_text(f"{json.dumps(record)}\n")
+
+
+def _gc_blobs(root: Path) -> None:
+    """An agent is removed, unsynced, and the blob that only it referred to is set aside and then removed."""
+    fs.remove_tree(Home(root).agent("leaver").path)
+    for _ in range(2):
+        retention.gc(root)
+
+
+def _referred_is_there(root: Path) -> None:
+    """Set aside counts: the next gc brings it back."""
+    for path in Home(root).agent("leaver").turns.glob("*.ndjson"):
+        blob = blobs.path_of(root / "blobs", json.loads(path.read_text())["blob"])
+        assert blob.exists() or (blob.parent / fs.TMP / blob.name).exists(), "what refers to it came back without it"
+
+
 gc = Case("gc", _gc_setup, _gc, _gc_again, _gc_check, retention.nothing_lost)
+gc_mail = Case("gc mail", _gc_mail_setup, _gc, _gc_again, _gc_check, retention.nothing_lost)
+gc_blobs = Case("gc blobs", _gc_blobs_setup, _gc_blobs, retention.gc, _referred_is_there, _referred_is_there)
 
 # -- the deeds of a keeper, one by one --------------------------------------------------------------------------
 
@@ -676,6 +813,7 @@ GOAL_SECTIONS = (
 
 WORKFLOWS = (
     Workflow(kernel.send, kills=True),
+    Workflow(by_hand),
     Workflow(work, kills=True),
     Workflow(failing, kills=True),
     Workflow(kernel.blob_store, kills=True),
@@ -684,10 +822,13 @@ WORKFLOWS = (
     Workflow(torn_ends, kills=True),
     Workflow(state_files, kills=True),
     Workflow(settle_in, reboot=lambda root: reboot(root / _HOME), kills=True),
+    Workflow(ask, reboot=lambda root: reboot(root / _HOME)),
     Workflow(route, reboot=reboot),
     Workflow(runner, reboot=reboot),
     Workflow(retried, reboot=reboot),
-    Workflow(gc, kills=True),
+    Workflow(gc),
+    Workflow(gc_mail),
+    Workflow(gc_blobs, kills=True),
     Workflow(deeds, reboot=lambda root: reboot(root / _HOME), kills=True),
     *GOAL_SECTIONS,
 )
