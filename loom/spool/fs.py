@@ -26,6 +26,7 @@ FILE_MODE = 0o600
 DIR_MODE = 0o700
 _NEW_DIR_MODE = DIR_MODE | stat.S_ISVTX
 TMP = ".tmp"
+GROUP = 8  # files that are published at once share one syncfs from this number on
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _PROBE_BYTES = 64 << 10  # about what one message with its turn needs
 _AT_FDCWD = -100
@@ -228,14 +229,15 @@ def publish(target: Path, data: bytes) -> bool:
     """Make `target` with `data`, durably, never replacing anything.
 
     True: it is ours and survives a power cut. False: the name was taken already; that file and its directory
-    have been synced too, so that the name counts as published; whose bytes it holds is for the caller to see.
+    have been synced too, so that the name counts as published, unless it has moved on meanwhile; where to, and whose
+    bytes it holds, is for the caller to see.
     """
     temporary = _temporary(target.parent, data, sync=True)
     try:
         try:
             calls.link(temporary, str(target))
         except FileExistsError:
-            settle(target)
+            _settle_if_there(target)
             return False
         calls.fsync_dir(str(target.parent))
         return True
@@ -244,22 +246,27 @@ def publish(target: Path, data: bytes) -> bool:
 
 
 def publish_all(items: Iterable[tuple[Path, bytes]]) -> list[bool]:
-    """publish() for several files at once, each directory synced once. All are durable when it returns."""
+    """publish() for several files at once, with as few syncs as they need. All are durable when it returns.
+
+    From GROUP files on, one sync of the file system stands for those of their contents; each directory is synced once.
+    """
+    wanted = list(items)
+    together = len(wanted) >= GROUP
     results: list[bool] = []
-    directories: dict[str, None] = {}
     temporaries: list[str] = []
     try:
-        for target, data in items:
-            temporary = _temporary(target.parent, data, sync=True)
-            temporaries.append(temporary)
+        for target, data in wanted:
+            temporaries.append(_temporary(target.parent, data, sync=not together))
+        if together:
+            calls.sync_file_system(str(wanted[0][0].parent))
+        for (target, _), temporary in zip(wanted, temporaries, strict=True):
             try:
                 calls.link(temporary, str(target))
                 results.append(True)
             except FileExistsError:
-                settle(target)
+                _settle_if_there(target)
                 results.append(False)
-            directories[str(target.parent)] = None
-        for directory in directories:
+        for directory in dict.fromkeys(str(target.parent) for target, _ in wanted):
             calls.fsync_dir(directory)
     finally:
         for temporary in temporaries:
@@ -275,6 +282,13 @@ def settle(path: Path) -> None:
     finally:
         os.close(fd)
     calls.fsync_dir(str(path.parent))
+
+
+def _settle_if_there(path: Path) -> None:
+    try:
+        settle(path)
+    except FileNotFoundError:
+        pass  # claimed or routed since we met it: whoever moves it looks after it
 
 
 def replace(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
@@ -309,12 +323,9 @@ class NewFile:
         self._temporary, self._fd = _new_temporary(path.parent)
 
     def write(self, data: bytes) -> int:
-        """What a file object's write() does; all of it, always."""
+        """Write every byte; how many they are."""
         write_all(self._fd, data)
         return len(data)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
     def keep(self) -> None:
         """Put it under its name, durably, replacing what was there."""
@@ -330,6 +341,7 @@ class NewFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
             _forget(self._temporary)
 
 

@@ -46,7 +46,6 @@ def check(home: Home, *, repair: bool = False, now_s: float | None = None) -> It
     if not repair:
         yield from _everything(run)
         return
-    yield from _boot(run)  # first: the lock lies in run/
     lock = locks.acquire(home.tidy_lock)
     if lock is None:
         raise TryLater("gc or another fsck --repair is at work in this home", hint="let it end", kind="busy")
@@ -91,11 +90,11 @@ def _top(run: Check) -> Findings:
     for name in fs.names(home.path):
         if name not in HOME_ENTRIES and not name.startswith("."):
             yield person(home.path / name, "is nothing of loom's", "move it away")
-    for directory in home.directories():
+    for directory in (d for d in home.directories() if home.run not in (d, d.parent)):
         if not directory.is_dir() or directory.is_symlink():
             if os.path.lexists(directory):
                 yield person(directory, "is no directory", "move it away; a home holds no links")
-            elif directory.parent != home.run:
+            else:
                 yield run.mend(directory, "is missing", "made", partial(fs.ensure_dir, directory))
     try:
         config.load(home, {})

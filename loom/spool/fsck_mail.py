@@ -272,6 +272,17 @@ def _file_failure(check: Check, agent: AgentDir, stem: str, attempt: int, reply:
         mailbox.fail(agent, stem, attempt, **record)
 
 
+def _last_failure(agent: AgentDir, stem: str) -> tuple[int, Message | None]:
+    """The last attempt whose failure was answered and not recorded, with that answer; else the present one and None."""
+    present = mailbox.attempts(agent, stem)
+    last, reply = present, None
+    for attempt in range(present, MAX_ATTEMPTS):
+        todo, found = mailbox.look(agent, agent.name, stem, attempt)
+        if todo == "fail":
+            last, reply = attempt, found
+    return last, reply
+
+
 def _failed(check: Check, agent: AgentDir) -> Findings:
     for name in fs.names(agent.failed):
         path = agent.failed / name
@@ -287,11 +298,10 @@ def _failed(check: Check, agent: AgentDir) -> Findings:
                 yield doubled
                 continue
             yield from _content(check, path, stem, "remove it, or mend it")
-            attempt = mailbox.attempts(agent, stem)
-            todo, reply = mailbox.look(agent, agent.name, stem, attempt)
-            if todo == "fail" or not os.path.lexists(agent.error_of(stem)):
-                yield check.mend(path, "the record of its failure is missing", "written",
-                                 partial(_file_failure, check, agent, stem, attempt, reply))  # fmt: skip
+            attempt, reply = _last_failure(agent, stem)
+            if reply is not None or not os.path.lexists(agent.error_of(stem)):
+                act = partial(_file_failure, check, agent, stem, attempt, reply)
+                yield check.mend(path, "the record of its failure is missing", "written", act)
         else:
             yield person(path, "is no message and no record of one", "move it away")
 

@@ -237,7 +237,7 @@ class Mail:
         first = next(found, None)
         if first is None:
             return  # and the archive is left as it is
-        with Addition(self.home.archive_of(day), self.broom.now_s) as addition:
+        with Addition(self.home.archive_of(day)) as addition:
             for box, what, path in chain([first], found):
                 self._add(addition, box, what, path)
             fs.sync_tree(self.home.path)  # what was decided rests on moves that nobody has synced

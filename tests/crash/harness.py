@@ -434,6 +434,7 @@ def explore(
     double: int = 0,
     at_most: int = 0,
     first: bool = False,
+    only: Callable[[Point], bool] = lambda point: True,
     orders: int = 1,
     seed: int = 1,
     jobs: int = 0,
@@ -444,6 +445,7 @@ def explore(
     double    second kills per killed point, at calls of the recovery drawn by `seed`; -1: at every call
     at_most   a sample of so many points, drawn by `seed`; 0: all of them
     first     only the first call at each place: every distinct point once
+    only      the points that count
     orders    in how many orders the recovery from each kill is made, when the case has several; over all points
               every order is taken
     until_failure   stop at the first: for programs that are known to be wrong
@@ -457,7 +459,7 @@ def explore(
         if made.status:
             report.failures.append(f"{case.name}: setup: {_trace(made)}")
             return report
-        points = _plan(case, report, prepared, room, kills, errors, first)
+        points = [p for p in _plan(case, report, prepared, room, kills, errors, first) if only(p)]
         if at_most and len(points) > at_most:
             points = random.Random(seed).sample(points, at_most)
         points = _in_orders(case, points, orders, seed)
