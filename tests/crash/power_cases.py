@@ -25,7 +25,7 @@ import crash_processes as processes
 import test_crash_retention as retention
 import yaml  # noqa: F401
 from crash_cases import answered_once, letter, lines_whole, retry_failed, stem, tidy
-from crash_far_side import far_side
+from crash_far_side import far_side, swapped
 from crash_goal import BOOT, GOAL, NOW_NS, _once, _Silent, events
 from crash_processes import AGENT, ENV
 from harness import Case, note, noted
@@ -43,7 +43,7 @@ from loom.proc import schema, toolbox, toolcall  # noqa: F401
 from loom.proc.stopping import Stopping
 from loom.spool import agents, blobs, bodies, crashes, fs, goals, journal, locks, mailbox, ndjson, secrets, trees
 from loom.spool.home import open_home
-from loom.spool.layout import Home
+from loom.spool.layout import Box, Home
 from loom.spool.turns import Turn
 from loom.wire import ids, message
 from loom.wire.agent import AgentSpec
@@ -88,10 +88,26 @@ def _lines_good(root: Path) -> None:
 _WORKED = (letter(1, "use a tool"), letter(2, "use a tool, huge"))
 
 
+def _recorded(root: Path, box: Box, name: str, attempt: int, reply: Message) -> None:
+    """What the turn still has is what was asked last, and what was answered; a final answer has no sync in its turn."""
+    turn = Turn(box.turn(name, attempt), root / "blobs")
+    turn.close()
+    asked = [a for a in noted(root, "asked") if a["stem"] == name and a["attempt"] == attempt]
+    for number, step in enumerate(turn.steps):
+        if step.reply is not None:
+            assert step.reply.text == [a["text"] for a in asked if a["step"] == number][-1]
+            assert step.reply.calls or step.reply.text == reply.body
+
+
+def _answered_once(root: Path, expected: dict[str, int]) -> None:
+    with swapped(kernel, "_recorded", _recorded):
+        answered_once(root, kernel.Worker(), expected)
+
+
 def _worked(root: Path) -> None:
     tidy(root)
     _lines_good(root)
-    answered_once(root, kernel.Worker(), {name: 0 for name, _ in _WORKED})
+    _answered_once(root, {name: 0 for name, _ in _WORKED})
 
 
 work = Case("work", kernel.agent_with(*_WORKED), Worker().run, Worker().run, _worked, tidy)
@@ -107,7 +123,7 @@ def _fail_and_retry(root: Path) -> None:
 def _retried(root: Path) -> None:
     tidy(root)
     _lines_good(root)
-    answered_once(root, kernel.Worker(), {_FAILED[0]: 1})
+    _answered_once(root, {_FAILED[0]: 1})
 
 
 failing = Case("fail and retry", kernel.agent_with(_FAILED), _fail_and_retry, _fail_and_retry, _retried, tidy)
@@ -369,7 +385,7 @@ def _runner(root: Path) -> None:
 def _runner_check(root: Path) -> None:
     tidy(root)
     _lines_good(root)
-    answered_once(root, kernel.Worker(), {stem(1): 0, stem(2): 0})
+    _answered_once(root, {stem(1): 0, stem(2): 0})
 
 
 def _fails_and_retries(root: Path) -> None:
