@@ -57,6 +57,7 @@ MODELS = ("ext4", "posix")
 ALL = 1 << 10  # so many combinations are tried one and all; of more of them a part
 SAMPLE = 192  # and so many drawn ones beside those with one or two differences
 DEADLINE_S = 30
+BOOKS = {"received", "kept", "asked", "effects"}  # that a setup may have begun; any new file in the root is one
 _DRAWN = re.compile(r"[0-9a-f]{20}")
 _LOOM = str(Path(fs.__file__).parents[1])
 
@@ -138,7 +139,8 @@ class Recorder(fs.Calls):
             self.record.names[directory][name] = node
         if stat.S_ISDIR(found.st_mode):
             for entry in sorted(os.listdir(path)):
-                self._known(f"{path}/{entry}", node, entry)
+                if directory is not None or entry not in BOOKS:
+                    self._known(f"{path}/{entry}", node, entry)
 
     def _new(self, found: os.stat_result, data: bytes) -> Node:
         record = self.record
@@ -601,12 +603,18 @@ _DISKS: dict[str, type[Disk]] = {"ext4": Ext4, "posix": Posix}
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One possible state: a tree as (name, what) pairs, the books, and behind which step of the record it was."""
+    """One possible state.
+
+    tree   what is on the disk, nested; see put_on_disk
+    step   the cut is behind this step of the record
+    lost   how many names and contents are not what they had become
+    """
 
     digest: int
     tree: Any
     books: Books
     step: int
+    lost: int
 
 
 @dataclass(slots=True)
@@ -658,6 +666,7 @@ def _combined(
     free = {key: versions for key, versions in free.items() if key[0] != "mode"}
     if modes:  # all as they were, or all as they became: nothing depends on one without the other
         free[_MODES] = [Version(-1, 0), Version(n, -1)]
+    ties = [tie for tie in disk.ties if tree.matters(tie.key) and tree.matters(tie.other)]
     told = hash(books)
     for fresh in changed or [None]:
         fresh = _MODES if fresh in modes else fresh
@@ -670,12 +679,13 @@ def _combined(
                     continue
             domains[fresh] = [v for v in domains[fresh] if v.step == n] or domains[fresh][-1:]
         for choice in _choices(domains, counts, rng):
-            if not all(_holds(tie, choice, world) for tie in disk.ties):
+            if not all(_holds(tie, choice, world) for tie in ties):
                 continue
             digest = hash((tree.digest(choice), told))
             if digest not in seen:
                 seen.add(digest)
-                yield State(digest, tree.made(choice), books, n)
+                lost = sum(key in world and version.step != world[key][-1].step for key, version in choice.items())
+                yield State(digest, tree.made(choice), books, n, lost)
 
 
 def _holds(tie: Tie, choice: dict[Key, Version], world: World) -> bool:
@@ -910,6 +920,13 @@ class Explorer:
     def sites(self) -> set[str]:
         return {site for _, rec in self.records for site in rec.sites() if not site.startswith("test ")}
 
+    def states(self, model: str) -> int:
+        """Take note of every state that is possible, without recovering any; how many there are."""
+        for _, rec in self.records:
+            for _ in states(rec, model, self.seen[model], Cuts(), seed=self.seed):
+                pass
+        return len(self.seen[model])
+
     def explore(self, models: Iterable[str] = MODELS, at_most: int = 0) -> Report:
         """Recover every state; `at_most` so many of each model and history, drawn by the seed."""
         report = Report(self.workflow.name, records=len(self.records), sites=self.sites())
@@ -932,8 +949,8 @@ class Explorer:
     def without(self, site: str, models: Iterable[str] = MODELS, at_most: int = 0) -> str:
         """The first violation when this place does not sync; empty when none is found. It must be in a record.
 
-        at_most   so many of the states that become possible, of each history and model: of each cut those first that
-                  have lost the most, and the late cuts first, because there the outside world knows more
+        at_most   so many of the states that become possible, of each history and model: those first that have lost
+                  the least, and of these the late ones, because then the outside world knows more
         """
         fired = [(kill, rec) for kill, rec in self.records if site in {s.site for s in rec.steps}]
         assert fired, f"{site} is in no record of {self.workflow.name}"
@@ -941,12 +958,7 @@ class Explorer:
         for kill, rec in fired:
             for model in reversed(tuple(models)):
                 found = list(states(rec, model, set(self.seen[model]), Cuts(), without=site, seed=self.seed))
-                rank: Counter[int] = Counter()
-                order = {}
-                for state in found:
-                    order[state.digest] = rank[state.step], -state.step
-                    rank[state.step] += 1
-                found.sort(key=lambda state: order[state.digest])
+                found.sort(key=lambda state: (state.lost, -state.step))
                 self._try(found[: at_most or None], rec, kill, model, site, failures, until_failure=True)
                 if failures:
                     return failures[0]

@@ -16,34 +16,41 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import crash_cases as kernel
 import crash_processes as processes
+import test_crash_retention as retention
 import yaml  # noqa: F401
-from crash_cases import answered_once, copies, letter, lines_whole, note, noted, retry_failed, stem, tidy
-from crash_processes import AGENT, GOAL, NOW_NS
-from harness import Case, nothing
+from crash_cases import answered_once, letter, lines_whole, retry_failed, stem, tidy
+from crash_far_side import far_side, swapped
+from crash_goal import BOOT, GOAL, NOW_NS, _once, _Silent, events
+from crash_processes import AGENT, ENV
+from harness import Case, note, noted
 from power import Workflow
 
 from loom.core.goal import reduce as reducing
 from loom.daemons import runner as runners
+from loom.daemons.goalkeeping import Goal
 from loom.daemons.keeper import KeeperWorker
-from loom.daemons.runner import RoleWorker
-from loom.daemons.service import Agent
+from loom.daemons.router import Router
+from loom.daemons.runner import ChatWorker, RoleWorker
+from loom.daemons.service import Agent, Done, MailboxLoop
 from loom.models.builtin import echo  # noqa: F401
 from loom.proc import schema, toolbox, toolcall  # noqa: F401
-from loom.spool import agents, bodies, crashes, fs, goals, journal, locks, mailbox, ndjson, secrets
+from loom.proc.stopping import Stopping
+from loom.spool import agents, blobs, bodies, crashes, fs, goals, journal, locks, mailbox, ndjson, secrets, trees
 from loom.spool.home import open_home
 from loom.spool.layout import Box, Home
+from loom.spool.turns import Turn
 from loom.wire import ids, message
 from loom.wire.agent import AgentSpec
 from loom.wire.chat import ChatReply, ChatRequest, Chunk, ToolCall, ToolSpec, Usage
 from loom.wire.goal import GoalSpec, Limits
 from loom.wire.message import Message
 
-_ENV = {"LOOM_ALLOW_FILESYSTEM": "1"}
 _lives = 0  # of this machine, in a trial's own process
 
 
@@ -52,7 +59,7 @@ def reboot(home: Path) -> None:
     global _lives
     _lives += 1
     locks.boot_id = lambda: f"boot-{_lives}"  # type: ignore[assignment]
-    open_home(home, _ENV)
+    open_home(home, ENV)
 
 
 # -- the kernel ------------------------------------------------------------------------------------------------
@@ -81,10 +88,26 @@ def _lines_good(root: Path) -> None:
 _WORKED = (letter(1, "use a tool"), letter(2, "use a tool, huge"))
 
 
+def _recorded(root: Path, box: Box, name: str, attempt: int, reply: Message) -> None:
+    """What the turn still has is what was asked last, and what was answered; a final answer has no sync in its turn."""
+    turn = Turn(box.turn(name, attempt), root / "blobs")
+    turn.close()
+    asked = [a for a in noted(root, "asked") if a["stem"] == name and a["attempt"] == attempt]
+    for number, step in enumerate(turn.steps):
+        if step.reply is not None:
+            assert step.reply.text == [a["text"] for a in asked if a["step"] == number][-1]
+            assert step.reply.calls or step.reply.text == reply.body
+
+
+def _answered_once(root: Path, expected: dict[str, int]) -> None:
+    with swapped(kernel, "_recorded", _recorded):
+        answered_once(root, kernel.Worker(), expected)
+
+
 def _worked(root: Path) -> None:
     tidy(root)
     _lines_good(root)
-    answered_once(root, kernel.Worker(), {name: 0 for name, _ in _WORKED})
+    _answered_once(root, {name: 0 for name, _ in _WORKED})
 
 
 work = Case("work", kernel.agent_with(*_WORKED), Worker().run, Worker().run, _worked, tidy)
@@ -100,10 +123,71 @@ def _fail_and_retry(root: Path) -> None:
 def _retried(root: Path) -> None:
     tidy(root)
     _lines_good(root)
-    answered_once(root, kernel.Worker(), {_FAILED[0]: 1})
+    _answered_once(root, {_FAILED[0]: 1})
 
 
 failing = Case("fail and retry", kernel.agent_with(_FAILED), _fail_and_retry, _fail_and_retry, _retried, tidy)
+
+
+def _by_hand_setup(root: Path) -> None:
+    box = kernel.Worker().box(root)
+    kernel.agent_with(*(letter(n, str(n)) for n in (1, 3)))(root)
+    fs.move(box.inbox / f"{stem(1)}.msg", box.in_progress / f"{stem(1)}.msg")
+
+
+def _moved_in(path: Path, data: bytes) -> None:
+    """What a shell does (docs/protocol.md section 2): no sync."""
+    fs.hint(path, data.decode().removesuffix("\n"))
+
+
+def _by_hand(root: Path) -> None:
+    """A person with `mv` was there first: a message, a claim, a reply, a blob. What is found counts once synced."""
+    box = kernel.Worker().box(root)
+    name, data = letter(2, "2")
+    if mailbox.find(box, name) is None:
+        _moved_in(box.inbox / f"{name}.msg", data)
+    mailbox.deliver(box, name, data)
+    note(root, "accepted", {"stem": name})
+    if (box.inbox / f"{stem(3)}.msg").exists():
+        _moved_in(box.in_progress / f"{stem(3)}.msg", letter(3, "3")[1])
+        fs.move(box.inbox / f"{stem(3)}.msg", box.in_progress / f"{stem(3)}.msg")
+    reply_name, reply = message.reply_to(message.decode(letter(1, "1")[1], stem(1)), stem(1), AGENT, 0, "answer", 1)
+    if not (box.outbox / f"{reply_name}.msg").exists():
+        _moved_in(box.outbox / f"{reply_name}.msg", message.encode(reply))
+    assert mailbox.look(box, AGENT, stem(1), 0)[0] == "acknowledge"
+    note(root, "answered", {})
+    mailbox.acknowledge(box, stem(1))
+    blob = b"blob\n"
+    path = blobs.path_of(root / "blobs", sha256(blob).hexdigest())
+    if not path.exists():
+        fs.ensure_dir(path.parent)
+        _moved_in(path, blob)
+    note(root, "stored", {"digest": blobs.put(root / "blobs", blob)})
+
+
+def _by_hand_kept(root: Path) -> None:
+    box = kernel.Worker().box(root)
+    if noted(root, "accepted"):
+        assert (box.inbox / f"{stem(2)}.msg").read_bytes() == letter(2, "2")[1], "accepted and not there"
+    places = [p / f"{stem(3)}.msg" for p in (box.inbox, box.in_progress)]
+    assert letter(3, "3")[1] in [p.read_bytes() for p in places if p.exists()], "a message that was there is gone"
+    if noted(root, "answered"):
+        reply = ids.reply_stem(AGENT, stem(1))
+        assert message.decode((box.outbox / f"{reply}.msg").read_bytes(), reply).body == "answer"
+    for stored in noted(root, "stored"):
+        assert blobs.get(root / "blobs", stored["digest"]) == b"blob\n"
+
+
+def _sweep_by_hand(root: Path) -> None:
+    """The next life: what a shell left torn is put right by its person, and then all is done once more."""
+    box = kernel.Worker().box(root)
+    for path in [*box.path.rglob("*.msg"), *(p for p in (root / "blobs").glob("*/*") if p.is_file())]:
+        if path.read_bytes()[-1:] != b"\n" or b"\0" in path.read_bytes():
+            path.unlink()
+    _by_hand(root)
+
+
+by_hand = Case("by hand", _by_hand_setup, _by_hand, _sweep_by_hand, _by_hand_kept, _by_hand_kept)
 
 
 def _written_is_there(root: Path) -> None:
@@ -178,6 +262,8 @@ def _write_heads(root: Path) -> None:
 def _heads_kept(root: Path) -> None:
     head = journal.read_head(root / "heads" / "g") or (0, "")
     assert all(head[0] >= told["seq"] for told in noted(root, "headed")), "a head that was noted is gone"
+    if head[0]:
+        kernel._journal_readable(root)
 
 
 def _heads_follow(root: Path) -> None:
@@ -197,7 +283,7 @@ _HUGE = "x" * 70_000
 def _settle_in(root: Path) -> None:
     """A first `loom`: home, agent, mail, a body that is a blob, settings, a key stored and withdrawn."""
     message.MAX_BYTES = 1 << 16  # so that a body need not be huge: states are made thousands of times
-    home = open_home(root / _HOME, _ENV)
+    home = open_home(root / _HOME, ENV)
     spec = AgentSpec(AGENT, "builtin/echo")
     box = home.agent(AGENT)
     if not noted(root, "accepted"):
@@ -212,8 +298,9 @@ def _settle_in(root: Path) -> None:
         agents.write_want(box, "demand")
         note(root, "wanted", {})
     if not noted(root, "withdrawn"):
-        secrets.put(home, "one", "key")
-        note(root, "stored", {"name": "one"})
+        for name in ("kept", "one"):
+            secrets.put(home, name, "key")
+            note(root, "stored", {"name": name})
         try:
             secrets.remove(home, "one")
         except secrets.NotFound:
@@ -239,8 +326,8 @@ def _settled(root: Path) -> None:
             assert len(bodies.text(home.blobs, message.decode(data, known["stem"]))) == known["size"]
     if noted(root, "wanted"):
         assert agents.read_want(box) == "demand"
-    if noted(root, "stored") and not noted(root, "withdrawn"):
-        assert secrets.get(home, "one") in ("key", None)
+    if noted(root, "stored"):
+        assert secrets.get(home, "kept") == "key", "a key that was stored is gone"
     if noted(root, "withdrawn"):
         assert secrets.get(home, "one") is None, "a key that was withdrawn came back"
     assert len(crashes.names(box)) >= len(noted(root, "crashed"))
@@ -257,28 +344,84 @@ def _all_settled(root: Path) -> None:
 settle_in = Case("home", lambda root: None, _settle_in, _settle_in, _all_settled, _settled)
 
 
-# -- the runner ------------------------------------------------------------------------------------------------
+# -- processes -------------------------------------------------------------------------------------------------
 
 
-def _in_home(case: Case, name: str) -> Workflow:
-    """A case whose root is a home: books would lie among its entries, so it works one directory below."""
-    return Workflow(replace(case, name=name), reboot=reboot)
+def _agent(home: Path, name: str) -> Agent:
+    directory = Home(home).agent(name)
+    return Agent(Home(home), directory, agents.read_spec(directory), _Silent(directory.logs), Stopping())
 
 
-class _Router(processes.Router):
-    """Without inotify: it looks at everything at each sweep."""
+def _serve(home: Path, name: str, make: Callable[[Agent], Any]) -> None:
+    """One life of a runner: recover, work until nothing is left, leave."""
+    agent = _agent(home, name)
+    loop = MailboxLoop(agent, make(agent), BOOT)
+    try:
+        loop.recover()
+        loop.run(drain=True)
+    finally:
+        loop.close()
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.watch = None
 
+def _router(home: Path, numbers: Iterator[int]) -> Router:
+    """A router that looks at everything at each sweep, with clock and chance from `numbers`."""
+
+    def draw(count: int) -> bytes:
+        return sha256(str(next(numbers)).encode()).digest()[:count]
+
+    make = partial(Goal, clock_ns=lambda: NOW_NS + next(numbers) * 1_000_000, draw=draw)
+    router = Router(_agent(home, "router"), BOOT, make)
+    if router.watch is not None:
+        router.watch.close()
+        router.watch = None
+    return router
+
+
+def _runner(root: Path) -> None:
+    with far_side(root, processes._answer):
+        _serve(root, AGENT, ChatWorker)
+
+
+def _runner_check(root: Path) -> None:
+    tidy(root)
+    _lines_good(root)
+    _answered_once(root, {stem(1): 0, stem(2): 0})
+
+
+def _fails_and_retries(root: Path) -> None:
+    """What fails is tried again by a person, once."""
+    _runner(root)
+    box = Home(root).agent(AGENT)
+    for name in mailbox.failed(box):
+        if mailbox.attempts(box, name) <= 1:
+            mailbox.retry(box, AGENT, name, "now")
+    _runner(root)
+
+
+def _failing_setup(root: Path) -> None:
+    home = open_home(root, ENV)
+    box = agents.create(home, AgentSpec(AGENT, "builtin/echo"), "", "up")
+    mailbox.deliver(box, *letter(1, "fails once"))
+
+
+def _failing_check(root: Path) -> None:
+    tidy(root)
+    _lines_good(root)
+    box = Home(root).agent(AGENT)
+    assert box.processed(stem(1)).exists() and mailbox.attempts(box, stem(1)) == 1
+    found = [mailbox.find_reply(box, AGENT, stem(1), a) for a in range(3)]
+    assert [r.error for r in found if r is not None] == [True, False]
+
+
+runner = Case("runner", processes._runner_setup, _runner, _runner, _runner_check)
+retried = Case("runner fails and retries", _failing_setup, _fails_and_retries, _fails_and_retries, _failing_check)
 
 _REPLIES = (letter(1, "one"), letter(2, "two"), letter(3, "three"))
 _POOLS = b"pools: {planner: 1, executor: 1, verifier: 1, keeper: 1}\n"
 
 
 def _route_setup(root: Path) -> None:
-    home = open_home(root, _ENV)
+    home = open_home(root, ENV)
     fs.replace(home.config, _POOLS)
     for name in ("router", AGENT, "target"):
         agents.create(home, AgentSpec(name, "builtin/echo"), "", "up")
@@ -291,7 +434,7 @@ def _route_setup(root: Path) -> None:
 
 
 def _route(root: Path, sweep: bool = True) -> None:
-    router = processes._router(root, itertools.count())
+    router = _router(root, itertools.count())
     try:
         if sweep:
             router.sweep()
@@ -314,6 +457,7 @@ def _routed(root: Path) -> None:
     for number, (name, _) in enumerate(_REPLIES):
         reply = ids.reply_stem(AGENT, name)
         if f"{reply}.msg" not in waiting:
+            assert home.agent(AGENT).sent(reply).exists(), "a reply is gone"
             for part in (1, 2) if number == 1 else (0,):
                 assert mailbox.find(home.agent("target"), ids.reply_stem(AGENT, name, 0, part)), "sent and not there"
 
@@ -337,7 +481,18 @@ route = Case("router", _route_setup, _route, _route, _route_check, _routed)
 
 _DELIVERABLES = ["notes/one.md", "ALL.md"]
 _PLAN = {"subtasks": [{"id": "all", "instruction": "write", "deliverables": _DELIVERABLES, "level": 1}]}
+_VERDICT = {"passed": True, "confidence": 0.9, "findings": [], "inconclusive": False}
 _WRITE = ToolSpec("write-file", "writes", {"type": "object"}, idempotent=True, writes=True)
+
+
+class _Says:
+    """A planner or verifier whose model always says this."""
+
+    def __init__(self, data: Mapping[str, Any], agent: Agent) -> None:
+        self.data = data
+
+    def work(self, claimed: mailbox.Claimed, turn: Turn) -> Done:
+        return Done("said", dict(self.data))
 
 
 class _Model:
@@ -382,7 +537,7 @@ def _executor(root: Path, agent: Agent) -> RoleWorker:
 
 
 def _goal_setup(root: Path) -> None:
-    home = open_home(root / _HOME, _ENV)
+    home = open_home(root / _HOME, ENV)
     fs.replace(home.config, _POOLS)
     agents.create(home, AgentSpec("router", "builtin", runner="router"), "", "up")
     source = root / "source"
@@ -393,7 +548,7 @@ def _goal_setup(root: Path) -> None:
     limits = Limits(order_timeout_s=1e8)
     spec = GoalSpec(GOAL, "two notes", "tester", NOW_NS // 1_000_000, models, "source", land=True, limits=limits)
     goals.create(home, spec)
-    processes._router(root / _HOME, itertools.count()).close()
+    _router(root / _HOME, itertools.count()).close()
 
 
 def _acts(root: Path) -> Iterator[str]:
@@ -401,11 +556,11 @@ def _acts(root: Path) -> Iterator[str]:
     os.chdir(root)
     home = Path(_HOME)
     happened = sum(1 for _ in goals.events(Home(home), Home(home).goal(GOAL)))
-    router = processes._router(home, itertools.count(1000 * (1 + happened) + 300 * _lives))
+    router = _router(home, itertools.count(1000 * (1 + happened) + 300 * _lives))
     makers: dict[str, Callable[[Agent], Any]] = {
-        "planner-1": partial(processes._Says, {"plan": _PLAN}),
+        "planner-1": partial(_Says, {"plan": _PLAN}),
         "executor-1": partial(_executor, root),
-        "verifier-1": partial(processes._Says, processes._VERDICT),
+        "verifier-1": partial(_Says, _VERDICT),
         "keeper-1": KeeperWorker,
     }
     try:
@@ -416,7 +571,7 @@ def _acts(root: Path) -> Iterator[str]:
                 return
             for name, make in makers.items():
                 if agents.has_mail(Home(home).agent(name)):
-                    processes._serve(home, name, make)
+                    _serve(home, name, make)
                     yield name
     finally:
         router.close()
@@ -434,13 +589,13 @@ def _goal_check(root: Path) -> None:
     tidy(home.path)
     _lines_good(home.path)
     assert journal.audit(goal.journal, home.blobs, home.head(GOAL)) == []
-    happened = processes.events(root)
+    happened = events(root)
     state = reducing.fold(happened)
     assert (state.status, state.landing) == ("completed", "landed"), (state.status, state.reason, state.landing)
-    processes._once(happened, "order.dispatched", "name")
-    processes._once(happened, "order.reported", "order")
-    processes._once(happened, "subtask.committed", "subtask")
-    processes._once(happened, "subtask.applied", "subtask")
+    _once(happened, "order.dispatched", "name")
+    _once(happened, "order.reported", "order")
+    _once(happened, "subtask.committed", "subtask")
+    _once(happened, "subtask.applied", "subtask")
     dispatched = {e.data["name"] for e in happened if e.type == "order.dispatched"}
     for name in ("planner-1", "executor-1", "keeper-1"):
         ordered = {p.stem for p in home.agent(name).inbox.rglob("*.msg")}
@@ -478,6 +633,190 @@ def _section(name: str, first: int, count: int) -> Workflow:
     return Workflow(Case(name, setup, workflow, _goal, _goal_check), reboot=lambda root: reboot(root / _HOME))
 
 
+# -- what people ask for, and what cannot be read ----------------------------------------------------------------
+
+
+def _ask_setup(root: Path) -> None:
+    home = open_home(root / _HOME, ENV)
+    box = agents.create(home, AgentSpec(AGENT, "builtin/echo"), "", "up")
+    (box.inbox / f"{stem(1)}.msg").write_bytes(b"no message\n")
+    (box.outbox / f"{stem(2)}.msg").write_bytes(b"no message\n")
+
+
+def _ask(root: Path) -> None:
+    """A goal and a control file, accepted; an entry set aside and one refused, with their reasons."""
+    home = Home(root / _HOME)
+    spec = GoalSpec(GOAL, "two notes", "tester", 1, dict.fromkeys(("planner", "executor", "verifier"), "builtin"))
+    if GOAL not in goals.names(home):
+        goals.create(home, spec)
+        note(root, "accepted", {"goal": GOAL})
+    goals.control(home, home.goal(GOAL), stem(3), "pause", "tester", {})
+    note(root, "accepted", {"control": stem(3)})
+    box = home.agent(AGENT)
+    assert mailbox.Inbox(box).claim() is None
+    if mailbox.outgoing(box):
+        mailbox.refuse(box, f"{stem(2)}.msg", "bad_json", "no message")
+
+
+def _asked_for(root: Path) -> None:
+    home = Home(root / _HOME)
+    for known in noted(root, "accepted"):
+        assert goals.read_spec(home.goal(GOAL)).by == "tester"
+        if "control" in known:
+            assert goals.read_control(home.goal(GOAL), f"{stem(3)}.json")["verb"] == "pause"
+    box = home.agent(AGENT)
+    for name, places in ((stem(1), (box.inbox, box.in_progress, box.unreadable)), (stem(2), (box.outbox, box.refused))):
+        assert any((place / f"{name}.msg").exists() for place in places), "what nobody can read is gone"
+    for place in (box.unreadable, box.refused):
+        for path in place.glob("*.msg"):
+            assert json.loads(path.with_name(f"{path.name}.error.json").read_text())["reason"], "set aside, unsaid why"
+
+
+ask = Case("ask", _ask_setup, _ask, _ask, _asked_for, _asked_for)
+
+# -- gc --------------------------------------------------------------------------------------------------------
+
+
+def _gc_setup(root: Path) -> None:
+    """All mail is answered, and read by its target; the sender's copies still lie in its outbox."""
+    retention.setup(root)
+    kernel.Worker().run(root)
+    box = retention.sender(root)
+    for name in mailbox.outgoing(box):
+        mailbox.deliver(retention.target(root), name[:-4], mailbox.read_message(box.outbox / name))
+    retention.read(root)
+
+
+def _gc(root: Path) -> None:
+    """They are marked as sent, unsynced as ever, and then everything is old."""
+    box = retention.sender(root)
+    for name in mailbox.outgoing(box):
+        mailbox.mark_sent(box, name[:-4])
+    retention.gc(root)
+
+
+def _gc_again(root: Path) -> None:
+    for _ in range(2):
+        retention.route(root)
+        retention.gc(root)
+
+
+def _gc_check(root: Path) -> None:
+    retention.nothing_lost(root)
+    target = retention.target(root)
+    assert not agents.has_mail(target), "what was read, and put away, is delivered a second time"
+    assert mailbox.outgoing(retention.sender(root)) == []
+
+
+def _gc_mail_setup(root: Path) -> None:
+    """Without a blob that nobody refers to: its removal begins with a sync of everything."""
+    _gc_setup(root)
+    blobs.path_of(root / "blobs", sha256(b"nobody's").hexdigest()).unlink()
+
+
+def _gc_blobs_setup(root: Path) -> None:
+    (root / "blobs").mkdir()
+    turns = Home(root).agent("leaver").turns
+    fs.ensure_dir(turns)
+    record = {"t": "reply", "step": 0, "blob": blobs.put(root / "blobs", b"said")}
+    (turns / f"{stem(1)}.0.ndjson").write_text(f"{json.dumps(record)}\n")
+
+
+def _gc_blobs(root: Path) -> None:
+    """An agent is removed, unsynced, and the blob that only it referred to is set aside and then removed."""
+    fs.remove_tree(Home(root).agent("leaver").path)
+    for _ in range(2):
+        retention.gc(root)
+
+
+def _referred_is_there(root: Path) -> None:
+    """Set aside counts: the next gc brings it back."""
+    for path in Home(root).agent("leaver").turns.glob("*.ndjson"):
+        blob = blobs.path_of(root / "blobs", json.loads(path.read_text())["blob"])
+        assert blob.exists() or (blob.parent / fs.TMP / blob.name).exists(), "what refers to it came back without it"
+
+
+gc = Case("gc", _gc_setup, _gc, _gc_again, _gc_check, retention.nothing_lost)
+gc_mail = Case("gc mail", _gc_mail_setup, _gc, _gc_again, _gc_check, retention.nothing_lost)
+gc_blobs = Case("gc blobs", _gc_blobs_setup, _gc_blobs, retention.gc, _referred_is_there, _referred_is_there)
+
+# -- the deeds of a keeper, one by one --------------------------------------------------------------------------
+
+_NEW = {"ALL.md": "new\n", "given.md": "given\n", "notes/one.md": "one\n"}
+
+
+def _deeds_setup(root: Path) -> None:
+    _goal_setup(root)
+    (root / "source" / "gone.md").write_text("gone\n")
+
+
+def _deeds(root: Path) -> None:
+    """What orders make a keeper do, each told of when it is done, and then not ordered again.
+
+    `write` is the executor's, whose tool calls are synced.
+    """
+    os.chdir(root)
+    home = Home(Path(_HOME))
+    keeper, goal = KeeperWorker(_agent(home.path, "keeper-1")), home.goal(GOAL)
+    tree, place = goal.tree("all", 0), {"subtask": "all", "attempt": 0}
+    told = {n["deed"]: n.get("blob", "") for n in noted(root, "done")}
+
+    def tell(deed: str, blob: str = "") -> None:
+        told[deed] = blob
+        note(root, "done", {"deed": deed, "blob": blob})
+
+    if "snapshot" not in told:
+        tell("snapshot", keeper.snapshot(goal, {"source": "source"})["base"])
+    if "prepare" not in told:
+        keeper.prepare(goal, place)
+        tell("prepare")
+    if "write" not in told:
+        for path in _DELIVERABLES:
+            _call_tool(None, {"path": path, "content": _NEW[path]}, env={}, cwd=str(tree), timeout_s=1)
+        fs.remove(tree / "gone.md")
+        fs.sync_tree(tree)
+        tell("write")
+    if "inspect" not in told:
+        changes = trees.compare(trees.scan(goal.workspace), trees.scan(tree))
+        trees.store(home.blobs, goal.workspace, tree, changes)
+        tell("inspect", keeper._put(trees.changes_to_json(changes)))
+    if "apply" not in told:
+        assert keeper.apply(goal, {"changes": told["inspect"], **place})["conflicts"] == []
+        tell("apply")
+    if "land" not in told:
+        assert keeper.land(goal, {"source": "source", "base": told["snapshot"]})["conflicts"] == []
+        tell("land")
+
+
+def _texts(tree: Path) -> dict[str, str]:
+    return {str(p.relative_to(tree)): p.read_text() for p in sorted(tree.rglob("*")) if p.is_file()}
+
+
+def _deeds_kept(root: Path) -> None:
+    """Before anything repairs it: what was told of is there."""
+    told = {n["deed"] for n in noted(root, "done")}
+    goal = Home(root / _HOME).goal(GOAL)
+    old = {"ALL.md": "old\n", "given.md": "given\n", "gone.md": "gone\n"}
+    if "snapshot" in told and "inspect" not in told:
+        assert _texts(goal.workspace) == old
+    if "prepare" in told and "write" not in told:
+        found = _texts(goal.tree("all", 0))
+        assert found["given.md"] == "given\n" and found.keys() >= {"ALL.md", "given.md"}
+    if "write" in told and "inspect" not in told:
+        assert _texts(goal.tree("all", 0)) == _NEW
+    if "apply" in told:
+        assert _texts(goal.workspace) == _NEW, "applied and not there"
+    if "land" in told:
+        assert _texts(root / "source") == _NEW, "landed and not there"
+
+
+def _deeds_done(root: Path) -> None:
+    _deeds_kept(root)
+    assert {n["deed"] for n in noted(root, "done")} >= {"apply", "land"}
+
+
+deeds = Case("deeds", _deeds_setup, _deeds, _deeds, _deeds_done, _deeds_kept)
+
 # The acts: router, keeper-1 (snapshot), router, planner-1, router, keeper-1 (prepare), router, executor-1, router,
 # keeper-1 (inspect), router, keeper-1 (apply), router, keeper-1 (land), router
 GOAL_SECTIONS = (
@@ -490,6 +829,7 @@ GOAL_SECTIONS = (
 
 WORKFLOWS = (
     Workflow(kernel.send, kills=True),
+    Workflow(by_hand),
     Workflow(work, kills=True),
     Workflow(failing, kills=True),
     Workflow(kernel.blob_store, kills=True),
@@ -498,10 +838,15 @@ WORKFLOWS = (
     Workflow(torn_ends, kills=True),
     Workflow(state_files, kills=True),
     Workflow(settle_in, reboot=lambda root: reboot(root / _HOME), kills=True),
-    _in_home(route, "router"),
-    _in_home(processes.PROCESSES[0], "runner"),
-    _in_home(processes.PROCESSES[1], "runner fails and retries"),
+    Workflow(ask, reboot=lambda root: reboot(root / _HOME)),
+    Workflow(route, reboot=reboot),
+    Workflow(runner, reboot=reboot),
+    Workflow(retried, reboot=reboot),
+    Workflow(gc),
+    Workflow(gc_mail),
+    Workflow(gc_blobs, kills=True),
+    Workflow(deeds, reboot=lambda root: reboot(root / _HOME), kills=True),
     *GOAL_SECTIONS,
 )
 
-__all__ = ["GOAL_SECTIONS", "WORKFLOWS", "Box", "copies", "json", "nothing"]
+__all__ = ["GOAL_SECTIONS", "WORKFLOWS"]
