@@ -38,6 +38,7 @@ JUSTIFIED = {
     "agents:create ensure_dir/fsync_dir": _SAME_DIRECTORY,
     "archive:__init__ __init__/fsync_dir": "everything is synced before the archive gets its name",
     "goals:create ensure_dir/fsync_dir": "goal.md is published beside them, which syncs their entries",
+    "goals:settle fsync_dir": "only a client killed inside goals.create leaves it to do; tests/spool has that",
     "home:_check_boot replace/fsync": _BOOT,
     "home:_check_boot replace/fsync_dir": _BOOT,
     "home:_create replace/fsync_dir": "the directories of the home are made next, beside it, each entry synced",

@@ -48,18 +48,12 @@ from hypothesis.stateful import (
 from model_real import NOW_MS, Outside, Runner, letter, make_home, route_all, stem
 from support import scratch
 
+from loom.core.retention import Policy
 from loom.daemons import router, service
-from loom.spool import fs, mailbox, ndjson
+from loom.spool import fs, mailbox, ndjson, retention
 from loom.spool.layout import AgentDir, Home
 from loom.wire import ids
 from loom.wire import message as wire
-
-try:
-    from loom.core.retention import Policy
-
-    from loom.spool import retention
-except ImportError:  # a loom that puts nothing away
-    retention = None  # type: ignore[assignment]
 
 DAY_MS = 86_400_000
 BODIES = ("hello", "fails once", "use a tool")
@@ -315,7 +309,6 @@ class Lives(RuleBasedStateMachine):
             case "other":
                 path.with_suffix(".txt").write_bytes(b"a note")
 
-    @precondition(lambda self: retention is not None)
     @rule(at=st.integers(-20, 120), by_router=st.booleans())
     def collect(self, at: int, by_router: bool) -> None:
         """`loom gc`, with everything old enough: what goes was done, and every target has read the reply."""
