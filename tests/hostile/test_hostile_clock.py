@@ -111,7 +111,9 @@ def test_agents_answer_on_and_nobody_is_restarted(world: HostileWorld):
     assert exits_of(world.log) == []
     assert len({r["ts"][:10] for r in log_records(worker)}) >= len(JUMPS) - 1, "the logs are of several days"
     check_no_traceback(world)
-    results.note("hostile clock", "none", jumps=2 * len(JUMPS), days=max(map(abs, JUMPS)) // DAY_S, messages=len(stems))
+    results.note(
+        "hostile ground, clocks", "none", jumps=2 * len(JUMPS), days=max(map(abs, JUMPS)) // DAY_S, messages=len(stems)
+    )
 
 
 @pytest.mark.full

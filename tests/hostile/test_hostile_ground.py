@@ -126,7 +126,7 @@ TROUBLES = {
         _limit(resource.RLIMIT_NOFILE, -1),
         "Too many open files",
     ),
-    "I/O errors": Trouble(lambda world: inject(world, "EIO"), lambda world: world.undo(), "Input/output error"),
+    "errors of the disk": Trouble(lambda world: inject(world, "EIO"), lambda world: world.undo(), "Input/output error"),
     "quota": Trouble(lambda world: inject(world, "EDQUOT"), lambda world: world.undo(), "Disk quota exceeded"),
     "file-size limit": Trouble(
         _limit(resource.RLIMIT_FSIZE, 100 << 10),
@@ -142,10 +142,10 @@ TROUBLES = {
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.full) for name in TROUBLES]
 )
 def test_loom_waits_says_why_and_goes_on(name: str):
-    if name in ("I/O errors", "quota") and shutil.which("strace") is None:
+    if name in ("errors of the disk", "quota") and shutil.which("strace") is None:
         pytest.skip("there is no strace here to inject errors with")
     figures = on_ground(lambda place: live_through(place, TROUBLES[name]), TROUBLES[name].options)
-    results.note(f"hostile ground: {name}", "none", **figures)
+    results.note(f"hostile ground, {name}", "none", **figures)
 
 
 def live_through(place: Path, trouble: Trouble) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def test_each_command_on_a_full_disk_is_one_line_and_its_status():
         finally:
             world.close()
 
-    results.note("hostile ground: commands", "none", **on_ground(work, "size=4m"))
+    results.note("hostile ground, commands", "none", **on_ground(work, "size=4m"))
 
 
 # -- goals ---------------------------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def test_a_goal_finishes_although_the_disk_fills_up_on_the_way():
             world.loom("supervisor", "stop")
             world.close()
 
-    results.note("hostile ground: goal", "none", **on_ground(work, "size=8m"))
+    results.note("hostile ground, a goal", "none", **on_ground(work, "size=8m"))
 
 
 def test_a_workspace_that_does_not_fit_waits_and_leaves_the_disk_as_it_is(tmp_path: Path):
