@@ -15,7 +15,10 @@ import results
 from crash_all import CASES, PROCESSES_OF_LOOM
 from crash_cases import KERNEL
 from crash_cli import CLI
+from crash_fsck import FSCK
 from crash_goal import ALONE, GOALS, ORDERS
+from crash_processes import PROCESSES
+from crash_retention import GC, met
 from harness import ERRORS, KILLS, Case, Report, explore
 
 SEED = 20260728
@@ -24,16 +27,22 @@ LEAST_POINTS, LEAST_OF_EACH, LEAST_DOUBLE, LEAST_ERRORS = 2_000, 100, 20_000, 1_
 pytestmark = [pytest.mark.full, pytest.mark.timeout(7200)]
 
 # What is done to each case, as rounds of explore().
-_EVERY_CALL: dict[str, Any] = {"double": 28}
-_EVERY_ERROR: dict[str, Any] = {"kills": False, "errors": ERRORS}
 _EVERY_POINT: dict[str, Any] = {"kills": False, "errors": ERRORS, "first": True}
-ROUNDS: dict[str, tuple[dict[str, Any], ...]] = {case.name: (_EVERY_CALL, _EVERY_ERROR) for case in KERNEL}
-ROUNDS |= {name: ({"double": 12}, _EVERY_POINT) for name in ("runner", "runner fails and retries", "filter")}
-ROUNDS |= {case.name: ({"double": 8}, _EVERY_POINT) for case in CLI}
-ROUNDS |= {"goal": ({"first": True, "double": 1, "orders": 2}, _EVERY_POINT)}
-ROUNDS |= {"goal with setbacks": ({"at_most": 400, "orders": 1},)}
-ROUNDS |= {case.name: ({"first": True, "errors": ERRORS[:1], "at_most": 250},) for case in ALONE}
-ROUNDS |= {"supervisor": ({"first": True, "double": 1, "jobs": 4}, {**_EVERY_POINT, "jobs": 4})}
+
+
+def _rounds(double: int) -> tuple[dict[str, Any], ...]:
+    """Killed at every call, each recovery killed once more in so many places; failed at every place."""
+    return {"double": double}, _EVERY_POINT
+
+
+ROUNDS: dict[str, tuple[dict[str, Any], ...]] = {case.name: _rounds(40) for case in KERNEL}
+ROUNDS |= {"work": _rounds(24), "fail and retry": _rounds(24)}
+ROUNDS |= {case.name: _rounds(16) for case in PROCESSES}
+ROUNDS |= {case.name: _rounds(16) for case in (*CLI, FSCK, GC, met(GC))}
+ROUNDS |= {"goal": ({"first": True, "double": 2, "orders": 2}, {**_EVERY_POINT, "at_most": 600})}
+ROUNDS |= {"goal with setbacks": ({"at_most": 200},)}
+ROUNDS |= {case.name: ({"first": True, "errors": ERRORS[:1], "at_most": 80},) for case in ALONE}
+ROUNDS |= {"supervisor": ({"first": True, "double": 1}, {**_EVERY_POINT, "at_most": 500})}
 
 _reports: list[Report] = []
 

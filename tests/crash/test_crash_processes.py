@@ -11,17 +11,22 @@ from dataclasses import replace
 import crash_all
 import pytest
 from crash_cli import CLI
+from crash_fsck import FSCK
 from crash_goal import ALONE, GOALS, ORDERS
 from crash_processes import PROCESSES
 from crash_supervisor import SUPERVISOR
 from harness import ERRORS, Case, Point, explore
 
 SEED = 20260728
-_SAMPLE = {case.name: 25 for case in CLI} | {case.name: 12 for case in ALONE} | {"goal": 20, "goal with setbacks": 12}
-_SAMPLE |= {"supervisor": 16, "runner": 40, "runner fails and retries": 30, "filter": 30}
+_SAMPLE = (
+    {case.name: 25 for case in (*CLI, FSCK)}
+    | {case.name: 12 for case in ALONE}
+    | {"goal": 20, "goal with setbacks": 12}
+)
+_SAMPLE |= {"supervisor": 12, "runner": 30, "runner fails and retries": 25, "filter": 25}
 
 
-@pytest.mark.parametrize("case", [*PROCESSES, *GOALS, *ALONE, SUPERVISOR, *CLI], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*PROCESSES, *GOALS, *ALONE, SUPERVISOR, *CLI, FSCK], ids=lambda case: case.name)
 def test_killed_or_failed_anywhere_nothing_is_lost_or_done_twice(case: Case):
     report = explore(case, errors=ERRORS, first=True, at_most=_SAMPLE[case.name], orders=2, seed=SEED)
     print(report.line())

@@ -169,3 +169,16 @@ def test_ringing_writes_into_nothing_that_is_no_fifo(tmp_path: Path, make):
     assert not wake.ring(path)
     if path.is_file() and not path.is_symlink():
         assert path.read_text() == "mine"
+
+
+def test_a_line_is_not_glued_to_the_half_line_of_a_killed_process(tmp_path: Path):
+    first = Log(tmp_path)
+    first.info("whole")
+    first.close()
+    (path,) = tmp_path.glob("*.ndjson")
+    with path.open("ab") as file:
+        file.write(b'{"ts":"half')
+    Log(tmp_path).info("later")
+    found = path.read_bytes().split(b"\n")
+    assert [json.loads(found[i])["event"] for i in (0, 2)] == ["whole", "later"]
+    assert found[1] == b'{"ts":"half'
