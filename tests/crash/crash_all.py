@@ -9,7 +9,6 @@ from crash_goal import ALONE, GOALS
 from crash_processes import PROCESSES
 from crash_retention import GC, met
 from crash_supervisor import SUPERVISOR
-from harness import _in_orders as in_orders
 
 CASES = {case.name: case for case in (*KERNEL, *PROCESSES, *GOALS, *ALONE, SUPERVISOR, *CLI, FSCK, GC, met(GC))}
 
@@ -19,4 +18,4 @@ PROCESSES_OF_LOOM = (
     *("agent start", "agent stop", "agent retry", "agent rm", "run", "goal control", "gc", "fsck"),
 )
 
-__all__ = ["CASES", "PROCESSES_OF_LOOM", "in_orders"]
+__all__ = ["CASES", "PROCESSES_OF_LOOM"]

@@ -46,7 +46,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from support import BUG, ENVIRONMENT, Ended, forked, scratch
+from support import BUG, DEADLINE_S, ENVIRONMENT, Ended, forked, scratch
 
 from loom.proc import tree
 from loom.spool import fs
@@ -535,17 +535,17 @@ def explore(
         if made.status:
             report.failures.append(f"{case.name}: setup: {_trace(made)}")
             return report
-        points = [p for p in _plan(case, report, prepared, room, kills, errors, first) if only(p)]
+        points = [p for p in plan(case, report, prepared, room, kills, errors, first) if only(p)]
         if at_most and len(points) > at_most:
             points = random.Random(seed).sample(points, at_most)
-        points = _in_orders(case, points, orders, seed)
+        points = in_orders(case, points, orders, seed)
         _run_shards(case, report, room, points, double, seed, jobs or JOBS, until_failure)
     finally:
         shutil.rmtree(room, ignore_errors=True)
     return report
 
 
-def _in_orders(case: Case, points: list[Point], orders: int, seed: int) -> list[Point]:
+def in_orders(case: Case, points: list[Point], orders: int, seed: int) -> list[Point]:
     """Each point in so many orders of recovery, drawn by `seed`; no order comes a second time before all came once."""
     if case.orders == 1:
         return points
@@ -558,30 +558,18 @@ def _in_orders(case: Case, points: list[Point], orders: int, seed: int) -> list[
     return found
 
 
-def _plan(
+def plan(
     case: Case, report: Report, prepared: Path, room: Path, kills: bool, errors: tuple[str, ...], first: bool
 ) -> list[Point]:
     """Run the case undisturbed, twice: it must be right by itself, and its calls must repeat."""
     logs: list[list[tuple[str, str, str]]] = []
     for _ in range(2):
-        root = room / "root"
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(prepared, root, symlinks=True)
-        ended = disturbed(case.workflow, root, None, None, process=case.process)
-        if ended.status or "error" in ended.said:
-            report.failures.append(f"{case.name}: undisturbed: {_trace(ended)}")
+        # In a child that is a subreaper: what the case leaves running comes to it, and is seen and ended there.
+        ended = forked(lambda: _run_undisturbed(case, _copied(prepared, room)), 4 * DEADLINE_S)
+        if wrong := _trace(ended) if ended.status else ended.said["wrong"]:
+            report.failures.append(f"{case.name}: undisturbed: {wrong}")
             return []
         logs.append([(process, method, site) for process, method, site in ended.said["log"]])
-
-        def finish(root: Path = root) -> None:
-            case.crashed(root)
-            case.recover(root)
-            case.check(root)
-
-        last = forked(finish)  # type: ignore[arg-type]
-        if last.status:
-            report.failures.append(f"{case.name}: undisturbed, check: {_trace(last)}")
-            return []
     if case.repeats and logs[0] != logs[1]:
         report.failures.append(f"{case.name}: two undisturbed runs made different calls: nothing could be replayed")
         return []
@@ -589,6 +577,21 @@ def _plan(
     report.calls = len(log)
     report.sites = {site for _, _, site in log}
     return points_of(log, kills=kills, errors=errors, rival=case.rival is not None, first=first)
+
+
+def _run_undisturbed(case: Case, root: Path) -> dict[str, Any]:
+    """said: the log of the workflow's calls; what is wrong without any disturbance."""
+    tree.become_subreaper()
+    try:
+        ended = disturbed(case.workflow, root, None, None, process=case.process)
+        if ended.status or "error" in ended.said:
+            return {"wrong": _trace(ended)}
+        last = forked(lambda: _finish(case, root, case.recover))
+        if last.status:
+            return {"wrong": f"check: {_trace(last)}"}
+    finally:
+        left = _end_children()
+    return {"wrong": f"processes are left: {left}" if left else "", "log": ended.said["log"]}
 
 
 def _run_shards(

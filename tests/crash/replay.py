@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-from harness import Point, Report, _plan, crash_room, one_trial  # noqa: E402
+from harness import Point, Report, crash_room, one_trial, plan  # noqa: E402
 from support import forked  # noqa: E402
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         wrong = str(made.said.get("trace"))
     elif len(argv) == 1:
         report = Report(case.name)
-        _plan(case, report, prepared, room, True, (), False)
+        plan(case, report, prepared, room, True, (), False)
         wrong = "\n".join(report.failures)
         print(report.line())
     else:
