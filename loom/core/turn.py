@@ -124,7 +124,7 @@ def _finish(steps: Sequence[Step], last: Step, reply: ChatReply, max_steps: int)
 
 
 def _continued(step: Step, reply: ChatReply) -> ChatRequest:
-    added = [ChatMessage("assistant", reply.text, reply.calls)]
+    added = [ChatMessage("assistant", reply.text, reply.calls, thoughts=reply.thoughts)]
     for call in reply.calls:
         result = step.results[call.id]
         added.append(ChatMessage("tool", result_text(result), call_id=call.id, is_error=result.get("status") != "ok"))

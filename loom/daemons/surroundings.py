@@ -12,7 +12,7 @@ from typing import Any
 
 from loom.daemons.turnloop import Tools
 from loom.models.base import ModelContext
-from loom.spool import config, fs, secrets
+from loom.spool import blobs, config, fs, secrets
 from loom.spool.layout import AgentDir, Home, programs_dir
 from loom.wire import settings
 from loom.wire.agent import AgentSpec
@@ -34,6 +34,7 @@ def model_context(home: Home, env: Mapping[str, str], cwd: str, extra_env: Mappi
         default_provider=loaded["default_provider"],
         cwd=cwd,
         extra_env=dict(extra_env),
+        blob=lambda digest: blobs.get(home.blobs, digest),
     )
 
 

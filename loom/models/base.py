@@ -34,6 +34,14 @@ def _no_secrets(_name: str) -> str | None:
     return None
 
 
+Blob = Callable[[str], bytes]
+
+
+def no_blobs(digest: str) -> bytes:
+    """For models that are never shown a picture."""
+    raise FileNotFoundError(f"there are no blobs here to look {digest} up in")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelContext:
     """What a model may know of the world around it.
@@ -44,6 +52,7 @@ class ModelContext:
     default_provider  for bare names; '' leaves it to LOOM_DEFAULT_PROVIDER, then to ollama
     cwd               what relative paths in exec/ and script/ names start from
     extra_env         LOOM_* and TRACEPARENT for exec/ programs; they get no secrets
+    blob              the bytes of a picture by its digest; raises FileNotFoundError, or BlobDamaged
     """
 
     env: Mapping[str, str]
@@ -52,3 +61,4 @@ class ModelContext:
     default_provider: str = ""
     cwd: str = "."
     extra_env: Mapping[str, str] = field(default_factory=dict)
+    blob: Blob = no_blobs

@@ -8,17 +8,19 @@ when the server said that it is complete, by a finish_reason or by [DONE].
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
 from loom.models import classify
 from loom.models.address import split_url
+from loom.models.base import Blob, no_blobs
 from loom.models.classify import Endpoint
-from loom.models.openai_answer import Answer
+from loom.models.openai_answer import DIALECT, Answer
 from loom.models.sse import SseParser
 from loom.models.transport import DEFAULT, Response, Timeouts, post_stream
 from loom.wire import errors, jsontext
-from loom.wire.chat import ChatMessage, ChatRequest, Chunk, TextDelta, ToolCall
+from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, TextDelta, ToolCall
 
 _ERROR_BODY_BYTES = 1 << 16
 _OPENAI_ITSELF = "api.openai.com"
@@ -27,9 +29,10 @@ _OPENAI_ITSELF = "api.openai.com"
 class OpenAIModel:
     """One model at one server. Every request opens its own connection."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT) -> None:
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs) -> None:
         self.name = endpoint.name
         self._endpoint = endpoint
+        self._blob = blob
         self._timeouts = timeouts
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
         self._host = split_url(self._url).hostname
@@ -63,7 +66,7 @@ class OpenAIModel:
         body: dict[str, Any] = {
             **request.options,
             "model": self._endpoint.model,
-            "messages": [_message(m) for m in request.messages],
+            "messages": [self._message(m) for m in request.messages],
             "stream": True,
         }
         if with_usage:
@@ -85,22 +88,31 @@ class OpenAIModel:
         except (ValueError, TypeError) as error:
             raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
 
+    def _message(self, message: ChatMessage) -> dict[str, Any]:
+        if message.role == "tool":
+            # The dialect has no field for a failed call, so the text says it.
+            text = f"error: {message.text}" if message.is_error else message.text
+            return {"role": "tool", "tool_call_id": message.call_id, "content": text}
+        out: dict[str, Any] = {"role": message.role, "content": message.text}
+        if message.images:
+            text_part = [{"type": "text", "text": message.text}] if message.text else []
+            out["content"] = [*text_part, *(self._image(i) for i in message.images)]
+        if message.calls:
+            out["content"] = message.text or None
+            out["tool_calls"] = [_call(c) for c in message.calls]
+            for thought in message.thoughts:
+                if thought.get("dialect") == DIALECT:
+                    out[thought["field"]] = thought["value"]
+        return out
 
-def open_model(endpoint: Endpoint) -> OpenAIModel:
+    def _image(self, image: Image) -> dict[str, Any]:
+        data = b64encode(self._blob(image.blob)).decode("ascii")
+        return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
+
+
+def open_model(endpoint: Endpoint, blob: Blob) -> OpenAIModel:
     """The registry's way in."""
-    return OpenAIModel(endpoint)
-
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    if message.role == "tool":
-        # The dialect has no field for a failed call, so the text says it.
-        text = f"error: {message.text}" if message.is_error else message.text
-        return {"role": "tool", "tool_call_id": message.call_id, "content": text}
-    out: dict[str, Any] = {"role": message.role, "content": message.text}
-    if message.calls:
-        out["content"] = message.text or None
-        out["tool_calls"] = [_call(c) for c in message.calls]
-    return out
+    return OpenAIModel(endpoint, blob=blob)
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

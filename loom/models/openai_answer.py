@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from loom.models.sse import SseEvent
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatReply, ChatRequest, StopReason, ToolCall, Usage
 
+DIALECT = "openai"
 _MAX_CALLS = 1024
 _STOP: dict[str, StopReason] = {
     "stop": "end",
@@ -49,6 +50,8 @@ class Answer:
         self._refused = False
         self._usage = Usage()
         self._model = endpoint.model
+        self._reasoning: dict[str, list[str]] = {}  # by the field it comes in: servers differ, some send it twice
+        self._details: list[Any] = []
 
     @property
     def complete(self) -> bool:
@@ -92,7 +95,10 @@ class Answer:
             raise errors.BrokenStream(
                 f"{self._endpoint.name}: the answer ended without finish_reason, after {got}", hint="try again"
             )
-        return ChatReply(text, self._finished_calls(), self._stop(), self._usage, self._model)
+        calls = self._finished_calls()
+        thoughts = self._thoughts() if calls else ()  # without calls the turn is over, and nobody will ask for them
+        reasoning = "".join(next(iter(self._reasoning.values()), ()))
+        return ChatReply(text, calls, self._stop(), self._usage, self._model, reasoning, thoughts)
 
     def _choose(self, choice: dict[str, Any]) -> Iterator[str]:
         finish = choice.get("finish_reason")
@@ -107,7 +113,13 @@ class Answer:
     def _add_delta(self, delta: dict[str, Any]) -> Iterator[str]:
         refusal = decode.text_of(delta.get("refusal"))
         self._refused = self._refused or bool(refusal)
-        # What a model thinks to itself (reasoning, reasoning_content) is not part of its answer.
+        # What a model thinks to itself is not part of its answer.
+        for name in ("reasoning_content", "reasoning"):
+            thought = decode.text_of(delta.get(name))
+            if thought:
+                self._reasoning.setdefault(name, []).append(thought)
+        details = delta.get("reasoning_details")
+        self._details += details if isinstance(details, list) else []
         for text in (decode.text_of(delta.get("content")), refusal):
             if text:
                 self._text.append(text)
@@ -158,6 +170,13 @@ class Answer:
             taken.add(call_id)
             out.append(ToolCall(call_id, call.name, given, raw if given is None else ""))
         return tuple(out)
+
+    def _thoughts(self) -> tuple[Mapping[str, Any], ...]:
+        """What is to be given back beside the calls: OpenRouter's details, else the field that DeepSeek wants."""
+        if self._details:
+            return ({"dialect": DIALECT, "field": "reasoning_details", "value": self._details},)
+        content = "".join(self._reasoning.get("reasoning_content", ()))
+        return ({"dialect": DIALECT, "field": "reasoning_content", "value": content},) if content else ()
 
     def _stop(self) -> StopReason:
         if self._refused:

@@ -20,8 +20,7 @@ from loom.models.base import Model, ModelContext
 from loom.wire import errors
 from loom.wire.provider import Provider
 
-# dialect → module; '' is a dialect that has a name and no module yet.
-DIALECTS = {"openai": "loom.models.openai", "anthropic": ""}
+DIALECTS = {"openai": "loom.models.openai", "anthropic": "loom.models.anthropic"}
 
 PROVIDERS = {
     "openai": Provider("openai", "openai", "https://api.openai.com/v1", key="openai"),
@@ -29,6 +28,8 @@ PROVIDERS = {
     "ollama": Provider("ollama", "openai", "http://127.0.0.1:11434/v1"),
     "anthropic": Provider("anthropic", "anthropic", "https://api.anthropic.com", key="anthropic"),
 }
+
+_BASE_URLS = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
 
 # Kinds of models that are no servers. Their modules have open_model(rest, context) and check(rest, context).
 LOCAL = {"exec": "loom.models.exec", "script": "loom.models.script"}
@@ -119,8 +120,9 @@ def find_provider(alias: str, context: ModelContext) -> Provider:
     if built_in is None:
         return context.providers[alias]
     provider = built_in if configured is None else _merged(built_in, configured)
-    if alias == "openai" and context.env.get("OPENAI_BASE_URL"):
-        provider = replace(provider, base_url=context.env["OPENAI_BASE_URL"])
+    moved = context.env.get(_BASE_URLS.get(alias, ""), "").strip()
+    if moved:
+        provider = replace(provider, base_url=moved)
     if alias == "ollama":
         from loom.models.address import ollama_url
 
@@ -166,17 +168,12 @@ def _merged(built_in: Provider, configured: Provider) -> Provider:
 def _dialect(provider: Provider) -> str:
     """The module that speaks this provider's dialect."""
     module = DIALECTS.get(provider.dialect)
-    if module:
-        return module
-    if module == "":
+    if module is None:
         raise errors.Config(
-            f"this version has no {provider.dialect} dialect yet; use the same model through openrouter/, "
-            "or through a server that speaks the openai dialect"
+            f"providers.{provider.alias} wants the dialect {provider.dialect!r}"
+            f"{did_you_mean(provider.dialect, DIALECTS)}; correct it in config.yml"
         )
-    raise errors.Config(
-        f"providers.{provider.alias} wants the dialect {provider.dialect!r}"
-        f"{did_you_mean(provider.dialect, (d for d, m in DIALECTS.items() if m))}; correct it in config.yml"
-    )
+    return module
 
 
 def _open_server(alias: str, model: str, context: ModelContext) -> Model:
@@ -186,7 +183,8 @@ def _open_server(alias: str, model: str, context: ModelContext) -> Model:
     provider = find_provider(alias, context)
     module = import_module(_dialect(provider))
     key = keys.find_key(provider, context)
-    return cast(Model, module.open_model(Endpoint(alias, model, provider.base_url, keys.described(provider), key)))
+    endpoint = Endpoint(alias, model, provider.base_url, keys.described(provider), key)
+    return cast(Model, module.open_model(endpoint, context.blob))
 
 
 def _builtin_name(rest: str, role: str) -> str:

@@ -40,14 +40,28 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """A picture that goes with a message: its bytes lie in blobs/ under this digest (docs/protocol.md section 2)."""
+
+    media_type: str
+    blob: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One entry of the conversation. A `tool` message answers the call named by `call_id`."""
+    """One entry of the conversation. A `tool` message answers the call named by `call_id`.
+
+    images    pictures of a `user` message
+    thoughts  of an `assistant` message: ChatReply.thoughts, given back to the provider that sent them
+    """
 
     role: Role
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
     call_id: str = ""
     is_error: bool = False
+    images: tuple[Image, ...] = ()
+    thoughts: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +100,20 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """A model's whole answer to one request: the last item of every stream, and only of a complete one."""
+    """A model's whole answer to one request: the last item of every stream, and only of a complete one.
+
+    reasoning  what the model thought on the way, where the provider tells; no part of the answer
+    thoughts   the same as the provider wants it back with the next request of the turn, signatures included:
+               {"dialect": D, …}; a dialect gives back only its own
+    """
 
     text: str
     calls: tuple[ToolCall, ...] = ()
     stop: StopReason = "end"
     usage: Usage = Usage()
     model: str = ""
+    reasoning: str = ""
+    thoughts: tuple[Mapping[str, Any], ...] = ()
 
 
 Chunk = TextDelta | ChatReply
@@ -153,6 +174,10 @@ def message_to_json(message: ChatMessage) -> dict[str, Any]:
         out["call_id"] = message.call_id
     if message.is_error:
         out["is_error"] = True
+    if message.images:
+        out["images"] = [{"media_type": i.media_type, "blob": i.blob} for i in message.images]
+    if message.thoughts:
+        out["thoughts"] = [dict(t) for t in message.thoughts]
     return out
 
 
@@ -164,6 +189,8 @@ def message_from_json(data: Mapping[str, Any]) -> ChatMessage:
         calls=calls_from_json(data.get("calls", ())),
         call_id=data.get("call_id", ""),
         is_error=data.get("is_error", False),
+        images=tuple(Image(i["media_type"], i["blob"]) for i in data.get("images", ())),
+        thoughts=tuple(data.get("thoughts", ())),
     )
 
 
@@ -189,6 +216,8 @@ def reply_to_json(reply: ChatReply) -> dict[str, Any]:
         "stop": reply.stop,
         "usage": usage_to_json(reply.usage),
         "model": reply.model,
+        **({"reasoning": reply.reasoning} if reply.reasoning else {}),
+        **({"thoughts": [dict(t) for t in reply.thoughts]} if reply.thoughts else {}),
     }
 
 
@@ -201,6 +230,8 @@ def reply_from_json(data: Mapping[str, Any]) -> ChatReply:
         stop=data.get("stop", "end"),
         usage=Usage(**usage),
         model=data.get("model", ""),
+        reasoning=data.get("reasoning", ""),
+        thoughts=tuple(data.get("thoughts", ())),
     )
 
 
