@@ -19,6 +19,7 @@ nothing happened yet that could be repeated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,4 +144,4 @@ class Turn:
             return request_from_json({**record["head"], "messages": added})
         before = self.steps[-1].request
         more = request_from_json({"model": before.model, "messages": added}).messages
-        return ChatRequest(before.model, before.messages + more, before.tools, before.max_tokens, before.options)
+        return replace(before, messages=before.messages + more)
