@@ -24,7 +24,7 @@ NUMBER = {"type": "object", "required": ["n"], "properties": {"n": {"type": "int
     ('Here you are:\n```json\n{"n": 1}\n```\nAnything else?', 1),
     ('The answer is {"n": 1}.', 1),
     ('As [1] says, {"n": 1,} it is', 1),
-    ('{"n": 1} and once more {"n": 1.0}', 1),
+    ('{"n": 1} and once more {"n": 1}', 1),
     ('For {"m": 0} it is {"n": 1}', 1),
     ('The form {"n": 0} gives\n```\n{"n": 1}\n```', 1),
     ('```\n{"m": 0}\n``` no: {"n": 1}', 1),
