@@ -3,8 +3,8 @@
 `turns/<name>.<attempt>.ndjson`. Lines, in order of time:
 
     {"t":"open","boot":B,"epoch":E}             at each incarnation
-    {"t":"request","step":k,"head":{…},"messages":[…]}   the head (model, tools, options) and messages of step 0;
-                                                from step 1 on only the messages added since the step before
+    {"t":"request","step":k,"head":{…},"messages":[…]}   the head (model, tools, options, schema) and messages of
+                                                step 0; from step 1 on only those added since the step before
     {"t":"reply","step":k,"reply":{…}}          the model's whole answer with usage
     {"t":"intent","step":k,"call":{…}}          before a tool runs
     {"t":"result","step":k,"id":ID,"result":{…}}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_user import Loom
+from cli_user import ROOT, Loom
 from support import wait_until
 
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
@@ -177,3 +177,17 @@ def test_a_schema_that_a_person_spoiled_is_78(loom: Loom, start: tuple[str, ...]
     agent.write_text(agent.read_text().replace('"integer"', '"inteeger"'))
     said = loom("agent", "start", "x", stdin="{}")
     assert (said.status, "$.properties.n.type is 'inteeger'" in said.err) == (78, True)
+
+
+# -- the example -----------------------------------------------------------------------------------------------------
+
+FACTS = {"title": "Exit statuses", "kind": "decision", "topics": ["errors"], "date": "2024-05-01"}
+
+
+def test_the_example_prints_a_line_a_document_and_goes_on_after_a_bad_one(loom: Loom) -> None:
+    (loom.place / "good.md").write_text(f"It is:\n{json.dumps(FACTS, indent=1)}\n")
+    (loom.place / "bad.md").write_text(json.dumps({**FACTS, "date": "May"}))
+    said = loom.shell(f"sh {ROOT}/examples/facts.sh builtin/echo good.md bad.md good.md")
+    assert (said.status, said.objects) == (1, [FACTS, FACTS])
+    assert "facts: nothing about bad.md" in said.err
+    assert loom.shell(f"sh {ROOT}/examples/facts.sh builtin/echo").status == 2
