@@ -165,7 +165,7 @@ class _Checker:
         patterns = [(_compiled(source), other) for source, other in _mapping(schema.get("patternProperties")).items()]
         others = schema.get("additionalProperties", True)
         for key, item in value.items():
-            place = f"{where}.{key}" if _is_plain(key) or key in properties else f"{where}.{shown(key)}"
+            place = f"{where}.{key}" if _is_plain(key) else f"{where}[{shown(key)}]"
             known = key in properties
             if known:
                 yield from self.faults(properties[key], item, place)
@@ -420,7 +420,7 @@ def shown(value: Any) -> str:
 
 
 def _is_plain(key: str) -> bool:
-    return key.isidentifier() and len(key) <= _MAX_SHOWN
+    return key.replace("-", "_").isidentifier() and len(key) <= _MAX_SHOWN
 
 
 def _nearest(key: str, properties: Mapping[str, Any]) -> str:

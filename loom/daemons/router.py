@@ -57,6 +57,7 @@ class Router:
         self.watched: set[str] = set()
         self._changed: set[str] = set()  # agents whose outbox has changed
         self._asked: set[str] = set()  # goals in whose control/ something has arrived
+        self._told: set[Path] = set()  # what was found odd in outboxes and among requests to goals
         self._next_sweep_s = 0.0
         try:
             self.watch = watch.Watch()
@@ -120,6 +121,8 @@ class Router:
         for name in self._outboxes(full):
             self._route_outbox(self.home.agent(name))
         for name, goal in list(self.goals.items()):
+            for odd in goals.odd_controls(goal.dir):
+                self._tell_once("odd_entry", goal.dir.control / odd, goal=name)
             try:
                 goal.take_controls()
                 goal.advance(self._free)
@@ -196,12 +199,28 @@ class Router:
     # -- mail ---------------------------------------------------------------------------------------------------
 
     def _route_outbox(self, box: AgentDir) -> None:
+        """What its agent has done to an outbox, or left in it, holds up the mail of no other agent."""
+        odd: set[str] = set()
         try:
-            names = mailbox.outgoing(box)
+            names = mailbox.outgoing(box, odd)
         except FileNotFoundError:
             return
+        except (NotADirectoryError, PermissionError) as error:
+            self._tell_once("no_outbox", box.outbox, outbox=box.name, error=error.strerror)
+            return
+        for name in odd:
+            self._tell_once("odd_entry", box.outbox / name, outbox=box.name)
         for name in names:
-            self._route(box, name)
+            try:
+                self._route(box, name)
+            except mailbox.Unmovable as error:
+                self._tell_once("unmovable", box.outbox / name, outbox=box.name, error=error.strerror)
+
+    def _tell_once(self, event: str, path: Path, **fields: object) -> None:
+        """What lies where it does not belong stays there, and is told once."""
+        if path not in self._told:
+            self._told.add(path)
+            self.agent.log.warning(event, name=ascii(path.name)[1:-1], **fields)
 
     def _route(self, box: AgentDir, name: str) -> None:
         stem = ids.stem_of(name)

@@ -11,7 +11,7 @@ from loom.daemons.surroundings import WORKSPACE_ENV, agent_env, grant, loom_env,
 from loom.models.base import Model
 from loom.models.registry import check_model, open_model
 from loom.roles import chat, orders
-from loom.spool import goals
+from loom.spool import goals, threads
 from loom.spool.mailbox import Claimed
 from loom.spool.turns import Turn
 from loom.wire.chat import usage_to_json
@@ -57,7 +57,7 @@ class ChatWorker:
     def work(self, claimed: Claimed, turn: Turn) -> Done:
         agent = self.agent
         asked = surroundings.asked(agent.home, agent.spec, claimed.message, self.window)
-        thread_name = service.thread_of(claimed.message)
+        thread_name = threads.name_of(claimed.message)
         thread = service.wait_for_thread(agent, thread_name) if thread_name else None
         try:
             history = thread.history if thread is not None else []

@@ -110,6 +110,7 @@ def _connect(parts: SplitResult, timeouts: Timeouts, hint: str) -> socket.socket
     except TimeoutError:
         raise unreachable("connect", where, f"no answer within {timeouts.connect_s:g} s", hint) from None
     except OSError as error:
+        errors.raise_lack(error, f"cannot connect to {where}")
         raise unreachable("connect", where, error.strerror or str(error), hint) from None
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return _secured(sock, parts) if secure else sock
@@ -120,6 +121,7 @@ def _secured(sock: socket.socket, parts: SplitResult) -> socket.socket:
         return ssl.create_default_context().wrap_socket(sock, server_hostname=parts.hostname)
     except (OSError, ValueError) as error:
         sock.close()
+        errors.raise_lack(error, f"cannot connect to {parts.netloc}")
         reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
         raise unreachable("tls", parts.netloc, str(reason)) from None
 

@@ -78,9 +78,6 @@ def _image(blobs: Path, message: Message, entry: object) -> Image:
     digest = entry.get("blob") if isinstance(entry, Mapping) else None
     if kind not in IMAGE_TYPES or not isinstance(digest, str):
         raise BadInput(f"message {message.id}: an entry of data.images lacks a media_type that loom knows, or a blob")
-    try:
-        if not store.path_of(blobs, digest).is_file():
-            raise FileNotFoundError("no such blob")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"an image of message {message.id} is blob {digest[:64]!a}, which is lost: {error}") from None
+    if not store.is_there(blobs, digest):
+        raise BadInput(f"an image of message {message.id} is blob {digest[:64]!a}, which is lost")
     return Image(kind, digest)

@@ -15,15 +15,18 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 FILE_MODE = 0o600
 DIR_MODE = 0o700
 TMP = ".tmp"
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_PROBE_BYTES = 64 << 10  # about what one message with its turn needs
 _AT_FDCWD = -100
 _NOREPLACE = 1
 
@@ -140,7 +143,10 @@ def _rename_noreplace(source: str, target: str) -> None:
 
 
 def ensure_dir(path: Path) -> None:
-    """Make `path` and what is missing above it, 0700, each entry synced. Nothing happens when it is there."""
+    """Make `path` and what is missing above it, 0700, each entry synced. Nothing happens when it is there.
+
+    It may be gone again when this returns: an empty directory of a day is removed by gc. Who needs it tries again.
+    """
     if path.is_dir():
         return
     if path.parent != path:
@@ -148,7 +154,7 @@ def ensure_dir(path: Path) -> None:
     try:
         calls.mkdir(str(path), DIR_MODE)
     except FileExistsError:
-        if not path.is_dir():
+        if os.path.lexists(path) and not path.is_dir():
             raise
     calls.fsync_dir(str(path.parent))
 
@@ -162,12 +168,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 def _temporary(directory: Path, data: bytes, *, sync: bool, mode: int = FILE_MODE) -> str:
     """A new file with `data` in the directory's `.tmp/`; unlinked again when writing fails."""
-    path = f"{directory}/{TMP}/{os.urandom(10).hex()}"
-    try:
-        fd = calls.create(path, mode)
-    except FileNotFoundError:
-        ensure_dir(directory / TMP)
-        fd = calls.create(path, mode)
+    path, fd = _new_temporary(directory, mode)
     try:
         write_all(fd, data)
         if sync:
@@ -179,6 +180,15 @@ def _temporary(directory: Path, data: bytes, *, sync: bool, mode: int = FILE_MOD
     finally:
         os.close(fd)
     return path
+
+
+def _new_temporary(directory: Path, mode: int = FILE_MODE) -> tuple[str, int]:
+    path = f"{directory}/{TMP}/{os.urandom(10).hex()}"
+    try:
+        return path, calls.create(path, mode)
+    except FileNotFoundError:
+        ensure_dir(directory / TMP)
+        return path, calls.create(path, mode)
 
 
 def _forget(path: str) -> None:
@@ -262,6 +272,57 @@ def hint(path: Path, text: str) -> None:
         raise
 
 
+class NewFile:
+    """A file too large for replace(): written piece by piece in `.tmp/`, it takes its name whole, or never.
+
+    A context manager: left without keep() nothing has happened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary, self._fd = _new_temporary(path.parent)
+
+    def write(self, data: bytes) -> int:
+        """What a file object's write() does; all of it, always."""
+        write_all(self._fd, data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def keep(self) -> None:
+        """Put it under its name, durably, replacing what was there."""
+        calls.fsync(self._fd)
+        calls.rename(self._temporary, str(self.path))
+        os.close(self._fd)
+        self._fd = -1
+        calls.fsync_dir(str(self.path.parent))
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            _forget(self._temporary)
+
+
+def probe(directory: Path) -> None:
+    """Raise OSError when nothing could be written here now: a directory with a file is made and removed again."""
+    place = directory / TMP / os.urandom(10).hex()
+    ensure_dir(directory / TMP)
+    calls.mkdir(str(place), DIR_MODE)
+    try:
+        fd = calls.create(str(place / "probe"), FILE_MODE)
+        try:
+            write_all(fd, bytes(_PROBE_BYTES))
+        finally:
+            os.close(fd)
+            _forget(str(place / "probe"))
+    finally:
+        calls.rmdir(str(place))
+
+
 Moved = Literal["moved", "same", "conflict", "gone"]
 
 
@@ -343,16 +404,22 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
     Raises NotRegular, TooLarge (more than `limit` bytes, checked while reading) and OSError.
     """
+    chunks: list[bytes] = []
+    size = 0
+    for chunk in pieces(path):
+        size += len(chunk)
+        if limit is not None and size > limit:
+            raise TooLarge(f"more than {limit} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def pieces(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """The content of a regular file in pieces of `size` bytes, opened as read() does. Raises as read() does."""
     fd = _open_regular(path)
     try:
-        chunks: list[bytes] = []
-        size = 0
-        while chunk := os.read(fd, 1 << 20):
-            size += len(chunk)
-            if limit is not None and size > limit:
-                raise TooLarge(f"more than {limit} bytes")
-            chunks.append(chunk)
-        return b"".join(chunks)
+        while chunk := os.read(fd, size):
+            yield chunk
     finally:
         os.close(fd)
 
@@ -381,6 +448,28 @@ def remove(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def remove_empty(path: Path) -> bool:
+    """Remove a directory when nothing is in it; whether it went. Somebody may be about to put something there."""
+    try:
+        calls.rmdir(str(path))
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EBUSY):
+            return False
+        raise
+    return True
+
+
+def names(directory: Path, at_once: int = 4096) -> Iterator[str]:
+    """The names in a directory, however many: sorted within each `at_once` of them. None when there is no directory."""
+    try:
+        entries = os.scandir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        while some := sorted(entry.name for entry in islice(entries, at_once)):
+            yield from some
 
 
 def remove_tree(path: Path) -> None:
@@ -444,6 +533,15 @@ def make_dir(path: Path, mode: int) -> None:
     """Make one directory with exactly this mode, whatever the umask."""
     calls.mkdir(str(path), DIR_MODE)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        calls.chmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Give a file or directory this mode; never what a link points to."""
+    fd = os.open(path, _READ)
     try:
         calls.chmod(fd, mode)
     finally:

@@ -17,7 +17,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,10 @@ MAX_NAME_BYTES = 255
 
 # An entry that cannot be moved: immutable or somebody else's, or a mount point. No fault of disk or descriptors.
 _UNMOVABLE = (errno.EPERM, errno.EACCES, errno.EBUSY)
+
+
+class Unmovable(OSError):
+    """An entry that cannot be moved away: it stays where it is, and the others are served without it."""
 
 
 class Conflict(Exception):
@@ -135,7 +139,9 @@ class Inbox:
         self.box = box
         self._backlog: deque[str] = deque()
         self._skip: set[str] = set()
-        self.odd: set[str] = set()  # entries that do not end in .msg, for the log; told once
+        self._ours = {directory.name for directory in box.directories()}
+        self.unmovable: list[tuple[str, str]] = []  # (name, why) of what was skipped, for the log
+        self.odd: set[str] = set()  # entries whose names are not those of messages, for the log; told once
         self.odd_told: set[str] = set()
         self.set_aside: list[tuple[str, str]] = []  # (name, reason) of what was found unreadable
 
@@ -152,17 +158,14 @@ class Inbox:
         """
         while self.waiting():
             name = self._backlog.popleft()
-            mine = self.box.in_progress / name
+            source = self.box.inbox / name
             try:
-                outcome = fs.move(self.box.inbox / name, mine)
+                outcome = _move(source, self.box.in_progress / name)
                 if outcome == "conflict":
-                    _set_aside(
-                        self.box, self.box.inbox / name, "conflict", "another message of this name is in progress"
-                    )
-            except OSError as error:
-                if error.errno not in _UNMOVABLE:
-                    raise
+                    _set_aside(self.box, source, "conflict", "another message of this name is in progress")
+            except Unmovable as error:
                 self._skip.add(name)  # the queue goes on without it
+                self.unmovable.append((name, error.strerror or str(error)))
                 continue
             if outcome == "conflict":
                 self.set_aside.append((name, "conflict"))
@@ -174,15 +177,20 @@ class Inbox:
         return None
 
     def _list(self) -> None:
-        names = []
-        for name in os.listdir(self.box.inbox):
-            if name.endswith(".msg") and not name.startswith("."):
-                if name not in self._skip:
-                    names.append(name)
-            elif not name.startswith(".") and name not in self.odd_told:
-                self.odd.add(name)
-        names.sort()
-        self._backlog.extend(names)
+        names, odd = _listed(self.box.inbox, self._ours)
+        self._backlog.extend(name for name in names if name not in self._skip)
+        self.odd.update(name for name in odd if name not in self.odd_told)
+
+
+def _listed(directory: Path, ours: Collection[str]) -> tuple[list[str], list[str]]:
+    """(names that are to be taken for messages, oldest first; other names but `ours`)."""
+    names, odd = [], []
+    for name in os.listdir(directory):
+        if name.endswith(ids.MESSAGE_SUFFIX) and not name.startswith("."):
+            names.append(name)
+        elif name not in ours:
+            odd.append(name)
+    return sorted(names), odd
 
 
 def in_progress(box: Box) -> list[str]:
@@ -191,7 +199,10 @@ def in_progress(box: Box) -> list[str]:
 
 
 def take(box: Box, name: str) -> Claimed | str:
-    """Read a message that lies in `.in-progress/`; set aside when it is at fault, the reason is returned then."""
+    """Read a message that lies in `.in-progress/`; set aside when it is at fault, the reason is returned then.
+
+    `unmovable` is the reason of one that can neither be read nor set aside: it stays there.
+    """
     path = box.in_progress / name
     stem = ids.stem_of(name)
     try:
@@ -200,7 +211,10 @@ def take(box: Box, name: str) -> Claimed | str:
         raw = read_message(path)
         return Claimed(stem, message.decode(raw, stem), raw)
     except Unreadable as error:
-        _set_aside(box, path, error.reason, str(error))
+        try:
+            _set_aside(box, path, error.reason, str(error))
+        except Unmovable:
+            return "unmovable"
         return error.reason
 
 
@@ -217,7 +231,7 @@ def read_message(path: Path) -> bytes:
 
 
 def _set_aside(box: Box, path: Path, reason: str, detail: str) -> None:
-    """Move an entry to `.unreadable/` and write the reason beside it. Its content is not touched."""
+    """Move an entry to `.unreadable/` and write the reason beside it. Its content is not touched. Raises Unmovable."""
     _put_aside(box.unreadable, path, reason, detail)
 
 
@@ -234,9 +248,21 @@ def _put_aside(directory: Path, path: Path, reason: str, detail: str) -> None:
         fs.calls.rename_noreplace(str(path), str(target))
     except FileNotFoundError:
         fs.remove(error)  # somebody took it away
-    except OSError:
+    except OSError as refusal:
         fs.remove(error)
-        raise
+        raise _refused(path, refusal) from None
+
+
+def _move(source: Path, target: Path) -> fs.Moved:
+    """fs.move(), raising Unmovable for what is the entry's own fault."""
+    try:
+        return fs.move(source, target)
+    except OSError as error:
+        raise _refused(source, error) from None
+
+
+def _refused(path: Path, error: OSError) -> OSError:
+    return Unmovable(error.errno, error.strerror, str(path)) if error.errno in _UNMOVABLE else error
 
 
 # -- look, answer, acknowledge, fail ---------------------------------------------------------------------------
@@ -341,20 +367,29 @@ def failed(box: Box) -> list[str]:
 # -- outbox ----------------------------------------------------------------------------------------------------
 
 
-def outgoing(box: Box) -> list[str]:
-    """File names in the outbox, oldest first."""
-    return sorted(n for n in os.listdir(box.outbox) if n.endswith(".msg") and not n.startswith("."))
+def outgoing(box: Box, odd: set[str] | None = None) -> list[str]:
+    """File names in the outbox, oldest first. `odd` gets the names that are not those of messages, for the log.
+
+    Raises NotADirectoryError for a link too: what lies elsewhere is not this agent's to send.
+    """
+    if box.outbox.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(box.outbox))
+    ours = {*(directory.name for directory in box.directories()), box.refused.name}
+    names, others = _listed(box.outbox, ours)
+    if odd is not None:
+        odd.update(others)
+    return names
 
 
 def mark_sent(box: Box, stem: str) -> None:
-    """Move a routed reply to `.sent/`."""
+    """Move a routed reply to `.sent/`. Raises Unmovable."""
     source = box.outbox / f"{stem}.msg"
-    if fs.move(source, box.sent(stem)) == "conflict":
+    if _move(source, box.sent(stem)) == "conflict":
         refuse(box, f"{stem}.msg", "conflict", "another message of this name was sent before")
 
 
 def refuse(box: Box, name: str, reason: str, detail: str) -> None:
-    """Move an outbox entry that may not be routed to `.refused/`, with its reason."""
+    """Move an outbox entry that may not be routed to `.refused/`, with its reason. Raises Unmovable."""
     fs.ensure_dir(box.refused)
     _put_aside(box.refused, box.outbox / name, reason, detail)
 

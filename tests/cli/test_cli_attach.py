@@ -147,3 +147,13 @@ def test_where_it_makes_no_sense_it_is_refused(loom: Loom, pictures: list[str]) 
         assert (said.status, "--attach" in said.err) == (2, True)
     loom("agent", "start", "x", "--model", "builtin/echo", "--detach")
     assert loom("send", "x", "--stdin-lines", *pictures, stdin="a\nb\n").status == 2
+
+
+def test_fsck_names_a_message_whose_picture_is_lost(loom: Loom, pictures: list[str]) -> None:
+    loom("agent", "start", "x", "--model", "builtin/echo", "--detach")
+    loom("agent", "stop", "x")
+    loom("send", "x", "look", *pictures)
+    assert "blob" not in loom("fsck").out
+    (path,) = (loom.home / "blobs").glob(f"*/{hashlib.sha256(PICTURES['a.png'][0]).hexdigest()}")
+    path.unlink()
+    assert f"blob '{path.name}', which is lost" in loom("fsck").out

@@ -146,7 +146,7 @@ def test_formats_are_checked(name: str):
     ({"const": 1}, True, "$ is True; it must be 1"),
     ({"properties": {"a": {"items": {"type": "null"}}}}, {"a": [None, 1]},
      "$.a[1] must be of type null, not integer (1)"),
-    ({"additionalProperties": {"type": "null"}}, {"c d": 1}, "$.'c d' must be of type null, not integer (1)"),
+    ({"additionalProperties": {"type": "null"}}, {"c d": 1}, "$['c d'] must be of type null, not integer (1)"),
     ({"propertyNames": {"maxLength": 0}}, {"b": 1},
      "$ has a field 'b' whose name is not allowed: it is 1 characters long; at most 0 is allowed"),
     ({"minProperties": 1}, {}, "$ is 0 fields large; at least 1 is allowed"),
