@@ -74,6 +74,8 @@ def _difference(old: AgentSpec, old_prompt: str, new: AgentSpec, new_prompt: str
 
 
 def _words(name: str, before: Any, after: Any) -> str:
+    if name == "schema":
+        return "no schema" if before is None else "another schema" if after is not None else "a schema, not none"
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted({*before, *after}):
             if before.get(key) != after.get(key):

@@ -18,6 +18,8 @@ from loom.spool.turns import Turn
 from loom.wire.chat import ChatReply, ChatRequest, TextDelta, ToolCall, ToolSpec, Usage, usage_to_json
 from loom.wire.errors import BadInput, Deadline, LoomError, TryLater, Unavailable, WorkFailed
 
+_FAILURES = ("refusal", "no_progress", "step_limit", "repetition")  # of the work; others are of the request
+
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -54,7 +56,7 @@ def run(
 ) -> Outcome:
     """Go on with a turn until it has an answer.
 
-    emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage", …} as things happen
+    emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage"|"asked_again"|"retry", …} as things happen
     abandoned  whether nobody waits for the answer any longer; asked before each step, and while a model is at it
     streaming  text is shown as it comes, so a request that broke after its first words is not sent again
     Raises LoomError when there will be no answer, proc.stopping.Leaving when asked to leave (all is recorded),
@@ -85,7 +87,10 @@ def _run(
         if not isinstance(action, core.Answer | core.Stop):  # what is decided already needs no more time
             stopping.check()
         match action:
-            case core.Ask(request, recorded):
+            case core.Ask(request, recorded, why):
+                if why:
+                    log.warning("asked_again", why=why)
+                    emit({"event": "asked_again", "why": why})
                 if not recorded:
                     turn.request(request)
                 reply = _ask(model, request, len(turn.steps), stopping, log, emit, streaming, deadline_ms)
@@ -111,7 +116,7 @@ def _run(
                 emit({"event": "tool_call", "id": call.id, "name": call.name, "input": call.input})
                 _record(turn, call, {"status": "error", "error": error}, log, emit, 0.0)
             case core.Stop(kind, why):
-                wrong = WorkFailed if kind in ("refusal", "no_progress", "step_limit") else BadInput
+                wrong = WorkFailed if kind in _FAILURES else BadInput
                 raise wrong(why, kind=kind)
             case core.Answer(text):
                 return Outcome(text, _usage(turn), len(turn.steps), _failed_calls(turn))

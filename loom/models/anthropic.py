@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from loom.models import classify
@@ -28,6 +29,7 @@ VERSION = "2023-06-01"
 MAX_TOKENS = 16_384  # asked for when nobody says; a model that can do less says how much
 _ERROR_BODY_BYTES = 1 << 16
 _LESS = re.compile(r"max_tokens: \d+ > (\d+)")
+_NO_SCHEMA = re.compile(r"output_config|output_format|output format|structured output|schema", re.IGNORECASE)
 
 
 class AnthropicModel:
@@ -41,20 +43,37 @@ class AnthropicModel:
         base = endpoint.base_url.rstrip("/")
         self._url = base + ("/messages" if base.endswith("/v1") else "/v1/messages")
         self._max_tokens = MAX_TOKENS
+        self._with_schema = True
 
     def stream(self, request: ChatRequest) -> Iterator[Chunk]:
         """Ask and yield the answer as it comes; see loom.models.base.Model."""
-        try:
-            yield from self._ask(request)
-        except errors.BadInput as error:
-            # The server refuses the limit before any text, and names its own.
-            less = _LESS.search(str(error))
-            if less is None or request.max_tokens is not None or "max_tokens" in request.options:
-                raise
-            self._max_tokens = int(less.group(1))
-            yield from self._ask(request)
+        for last_try in (False, False, True):
+            said = False
+            try:
+                with closing(self._ask(request)) as chunks:
+                    for chunk in chunks:
+                        said = True
+                        yield chunk
+                return
+            except errors.BadInput as error:
+                if said or last_try or not self._less(request, str(error)):
+                    raise
 
-    def _ask(self, request: ChatRequest) -> Iterator[Chunk]:
+    def _less(self, request: ChatRequest, refusal: str) -> bool:
+        """Ask for less from now on, if that is what was refused: a smaller limit, no schema. Both come before any text.
+
+        The server knows only schemas of a certain kind, e.g. every object closed: the others stand in the prompt alone.
+        """
+        less = _LESS.search(refusal)
+        if less is not None and request.max_tokens is None and "max_tokens" not in request.options:
+            self._max_tokens = int(less.group(1))
+            return True
+        if less is None and self._with_schema and request.schema is not None and _NO_SCHEMA.search(refusal):
+            self._with_schema = False
+            return True
+        return False
+
+    def _ask(self, request: ChatRequest) -> Generator[Chunk, None, None]:
         body = self._body(request)
         with post_stream(self._url, self._headers(), body, self._timeouts) as response:
             if not 200 <= response.status < 300:
@@ -82,6 +101,10 @@ class AnthropicModel:
             "messages": self._messages(request.messages),
             "stream": True,
         }
+        if request.schema is not None and self._with_schema:
+            given = request.options.get("output_config")
+            form = {"type": "json_schema", "schema": dict(request.schema)}
+            body["output_config"] = {**(given if isinstance(given, dict) else {}), "format": form}
         system = "\n\n".join(m.text for m in request.messages if m.role == "system" and m.text)
         if system:
             body["system"] = system

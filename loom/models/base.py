@@ -42,6 +42,10 @@ def no_blobs(digest: str) -> bytes:
     raise FileNotFoundError(f"there are no blobs here to look {digest} up in")
 
 
+def _no_path(_digest: str) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelContext:
     """What a model may know of the world around it.
@@ -52,7 +56,8 @@ class ModelContext:
     default_provider  for bare names; '' leaves it to LOOM_DEFAULT_PROVIDER, then to ollama
     cwd               what relative paths in exec/ and script/ names start from
     extra_env         LOOM_* and TRACEPARENT for exec/ programs; they get no secrets
-    blob              the bytes of a picture by its digest; raises FileNotFoundError, or BlobDamaged
+    blob              the bytes of a picture by its digest; raises BadInput when they are lost
+    blob_path         where these bytes lie, for programs; '' when that is not known
     """
 
     env: Mapping[str, str]
@@ -62,3 +67,4 @@ class ModelContext:
     cwd: str = "."
     extra_env: Mapping[str, str] = field(default_factory=dict)
     blob: Blob = no_blobs
+    blob_path: Callable[[str], str] = _no_path

@@ -7,9 +7,11 @@ when the server said that it is complete, by a finish_reason or by [DONE].
 
 from __future__ import annotations
 
+import re
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 from loom.models import classify
@@ -24,6 +26,11 @@ from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, TextDelta, To
 
 _ERROR_BODY_BYTES = 1 << 16
 _OPENAI_ITSELF = "api.openai.com"
+# How servers name the fields that help and that we can do without, when they refuse them.
+_REFUSAL = {
+    "stream_options": re.compile("stream_options"),
+    "response_format": re.compile("response_format|json[ _]schema|grammar", re.IGNORECASE),
+}
 
 
 class OpenAIModel:
@@ -36,19 +43,27 @@ class OpenAIModel:
         self._timeouts = timeouts
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
         self._host = split_url(self._url).hostname
+        self._refused: set[str] = set()  # fields that this server does not take
 
     def stream(self, request: ChatRequest) -> Iterator[Chunk]:
         """Ask and yield the answer as it comes; see loom.models.base.Model."""
-        try:
-            yield from self._ask(request, with_usage=True)
-        except errors.BadInput as error:
-            # Some servers refuse the field that asks for token counts. They do so before any text.
-            if "stream_options" not in str(error):
-                raise
-            yield from self._ask(request, with_usage=False)
+        while True:
+            said = False
+            try:
+                with closing(self._ask(request)) as chunks:
+                    for chunk in chunks:
+                        said = True
+                        yield chunk
+                return
+            except (errors.BadInput, errors.Unavailable) as error:
+                # Some servers refuse a field that we can do without. Some call that a fault of their own (500).
+                refused = {name for name in self._helpful(request) if _REFUSAL[name].search(str(error))}
+                if said or not refused:
+                    raise
+                self._refused |= refused
 
-    def _ask(self, request: ChatRequest, with_usage: bool) -> Iterator[Chunk]:
-        body = self._body(request, with_usage)
+    def _ask(self, request: ChatRequest) -> Generator[Chunk, None, None]:
+        body = self._body(request)
         hint = classify.OLLAMA_DOWN if self._endpoint.alias == "ollama" else ""
         with post_stream(self._url, self._headers(), body, self._timeouts, hint=hint) as response:
             if not 200 <= response.status < 300:
@@ -62,15 +77,14 @@ class OpenAIModel:
             headers["Authorization"] = f"Bearer {self._endpoint.key}"
         return headers
 
-    def _body(self, request: ChatRequest, with_usage: bool) -> bytes:
+    def _body(self, request: ChatRequest) -> bytes:
         body: dict[str, Any] = {
             **request.options,
             "model": self._endpoint.model,
             "messages": [self._message(m) for m in request.messages],
             "stream": True,
         }
-        if with_usage:
-            body["stream_options"] = {"include_usage": True}
+        body |= self._helpful(request)
         if request.tools:
             body["tools"] = [
                 {
@@ -87,6 +101,15 @@ class OpenAIModel:
             return jsontext.dumps(body)
         except (ValueError, TypeError) as error:
             raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
+
+    def _helpful(self, request: ChatRequest) -> dict[str, Any]:
+        """Fields that help and that we can do without; not those that this server has refused."""
+        fields: dict[str, Any] = {"stream_options": {"include_usage": True}}
+        # Servers other than OpenAI itself may make every word fit the schema, and then no tool can be called.
+        if request.schema is not None and (not request.tools or self._host == _OPENAI_ITSELF):
+            form = {"name": "answer", "schema": dict(request.schema)}
+            fields["response_format"] = {"type": "json_schema", "json_schema": form}
+        return {name: value for name, value in fields.items() if name not in self._refused}
 
     def _message(self, message: ChatMessage) -> dict[str, Any]:
         if message.role == "tool":

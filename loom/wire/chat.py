@@ -13,6 +13,10 @@ from typing import Any, Literal
 Role = Literal["system", "user", "assistant", "tool"]
 StopReason = Literal["end", "tool_calls", "length", "refusal"]
 
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+MAX_IMAGES = 20  # of one message
+MAX_IMAGE_BYTES = 5 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
@@ -66,13 +70,19 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """All a model is given for one step. `options`: sampling settings, handed on as they are (seed …)."""
+    """All a model is given for one step.
+
+    options  sampling settings, handed on as they are (seed …)
+    schema   the JSON Schema that the last answer of the turn must fit; the prompt says so too, and the answer is
+             checked by whoever asks: a dialect that can have the server keep to it, does
+    """
 
     model: str
     messages: tuple[ChatMessage, ...]
     tools: tuple[ToolSpec, ...] = ()
     max_tokens: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +137,7 @@ def request_to_json(request: ChatRequest) -> dict[str, Any]:
         "tools": [tool_to_json(t) for t in request.tools],
         "max_tokens": request.max_tokens,
         "options": dict(request.options),
+        **({} if request.schema is None else {"schema": dict(request.schema)}),
     }
 
 
@@ -138,6 +149,7 @@ def request_from_json(data: Mapping[str, Any]) -> ChatRequest:
         tools=tuple(tool_from_json(t) for t in data.get("tools", ())),
         max_tokens=data.get("max_tokens"),
         options=data.get("options", {}),
+        schema=data.get("schema"),
     )
 
 

@@ -17,6 +17,7 @@ class Provider:
     key_file     a file that holds the key and nothing else
     key_command  argument list of a program that prints the key
     slots        how many requests may be in flight at once, over all processes; None: no limit
+    context      tokens that its models can hold, input and answer together; 0: not known
     rpm, tpm     requests and tokens a minute, over all processes; None: no limit
     """
 
@@ -29,3 +30,4 @@ class Provider:
     slots: int | None = None
     rpm: int | None = None
     tpm: int | None = None
+    context: int = 0

@@ -41,6 +41,7 @@ TABLE: tuple[Setting, ...] = (
     Setting("providers.*.key", "str", "", "name of the stored secret or variable; empty: the provider's alias"),
     Setting("providers.*.key_file", "str", "", "a file that holds the key and nothing else"),
     Setting("providers.*.key_command", "str list", (), "argument list of a program that prints the key"),
+    Setting("providers.*.context", "int", 0, "tokens that its models can hold; 0: not known", least=0),
     Setting("pools.planner", "int", 1, "how many planner processes at most", least=1),
     Setting("pools.executor", "int", 4, "how many executor processes at most", least=1),
     Setting("pools.verifier", "int", 2, "how many verifier processes at most", least=1),
@@ -148,6 +149,7 @@ def providers(settings: Settings) -> dict[str, Provider]:
             key=fields.get("key", ""),
             key_file=fields.get("key_file", ""),
             key_command=tuple(fields.get("key_command", ())),
+            context=fields.get("context", 0),
         )
         for alias, fields in found.items()
     }
