@@ -88,6 +88,8 @@ def http_error(
 ) -> errors.LoomError:
     """An answer whose status is not 2xx. Header names are in lower case; `now_s` is Unix time."""
     said, codes = _said(body)
+    if status < 400 and headers.get("location"):
+        said = f"it redirects to {headers['location']}"
     return _classified(endpoint, status, said, codes, retry_after_s(headers, now_s))
 
 
@@ -176,7 +178,8 @@ def _classified(
     if status in (400, 422):
         return errors.BadInput(text, hint="the same request will fail again; change the request or the model")
     if status < 400 or status == 405:
-        return errors.Config(text, hint=f"check base_url ({_shown_url(endpoint)}); redirects are not followed")
+        followed = "redirects are followed within a server only" if status < 400 else "it takes no POST there"
+        return errors.Config(text, hint=f"check base_url ({_shown_url(endpoint)}); {followed}")
     return errors.BadInput(text, hint="the same request will fail again")
 
 

@@ -17,8 +17,9 @@ from loom.models.address import split_url
 from loom.models.base import Blob, no_blobs
 from loom.models.classify import Endpoint
 from loom.models.openai_answer import DIALECT, Answer
+from loom.models.proxies import Proxy
 from loom.models.sse import SseParser
-from loom.models.transport import DEFAULT, Response, Timeouts, post_stream
+from loom.models.transport import DEFAULT, Client, Response, Timeouts
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, TextDelta, ToolCall
 
@@ -27,13 +28,15 @@ _OPENAI_ITSELF = "api.openai.com"
 
 
 class OpenAIModel:
-    """One model at one server. Every request opens its own connection."""
+    """One model at one server. A connection is kept for the next request."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs) -> None:
+    def __init__(
+        self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
+    ) -> None:
         self.name = endpoint.name
         self._endpoint = endpoint
         self._blob = blob
-        self._timeouts = timeouts
+        self._client = Client(timeouts, proxy)
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
         self._host = split_url(self._url).hostname
 
@@ -50,11 +53,20 @@ class OpenAIModel:
     def _ask(self, request: ChatRequest, with_usage: bool) -> Iterator[Chunk]:
         body = self._body(request, with_usage)
         hint = classify.OLLAMA_DOWN if self._endpoint.alias == "ollama" else ""
-        with post_stream(self._url, self._headers(), body, self._timeouts, hint=hint) as response:
-            if not 200 <= response.status < 300:
-                said = response.start_of_body(_ERROR_BODY_BYTES)
-                raise classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
-            yield from _read(response, Answer(self._endpoint, request))
+        answer = Answer(self._endpoint, request)
+        with self._client.request("POST", self._url, self._headers(), body, hint=hint) as response:
+            refused = self._refused(response)
+            if refused is None:
+                yield from _read(response, answer)
+        if refused is not None:
+            raise refused
+        yield answer.reply()
+
+    def _refused(self, response: Response) -> errors.LoomError | None:
+        if 200 <= response.status < 300:
+            return None
+        said = response.start_of_body(_ERROR_BODY_BYTES)
+        return classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "User-Agent": "loom"}
@@ -110,9 +122,9 @@ class OpenAIModel:
         return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
 
 
-def open_model(endpoint: Endpoint, blob: Blob) -> OpenAIModel:
+def open_model(endpoint: Endpoint, blob: Blob, proxy: Proxy | None) -> OpenAIModel:
     """The registry's way in."""
-    return OpenAIModel(endpoint, blob=blob)
+    return OpenAIModel(endpoint, blob=blob, proxy=proxy)
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -123,7 +135,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 
 def _read(response: Response, answer: Answer) -> Iterator[Chunk]:
-    """The answer's text as it comes, then the reply. Raises BrokenStream when there is no whole answer."""
+    """The answer's text as it comes. Raises BrokenStream when it breaks off before its end."""
     try:
         for text in _texts(response, answer):
             yield TextDelta(text)
@@ -131,7 +143,6 @@ def _read(response: Response, answer: Answer) -> Iterator[Chunk]:
         if not answer.complete:
             raise
         # All text and calls are here; only the token counts were still to come.
-    yield answer.reply()
 
 
 def _texts(response: Response, answer: Answer) -> Iterator[str]:
