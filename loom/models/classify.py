@@ -30,6 +30,7 @@ class Endpoint:
     base_url   where it is
     key_names  how a person sets the key, e.g. "OPENAI_API_KEY"; '' when none is needed
     key        the key, here only to be kept out of messages
+    context    tokens its model is to have room for; 0: as the server has it
     """
 
     alias: str
@@ -37,6 +38,7 @@ class Endpoint:
     base_url: str
     key_names: str = ""
     key: str = field(default="", repr=False)
+    context: int = 0
 
     @property
     def name(self) -> str:

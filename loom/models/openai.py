@@ -21,10 +21,14 @@ from loom.models.proxies import Proxy
 from loom.models.sse import SseParser
 from loom.models.transport import DEFAULT, Client, Response, Timeouts
 from loom.wire import errors, jsontext
-from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, TextDelta, ToolCall
+from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, Notice, TextDelta, ToolCall, Usage
 
 _ERROR_BODY_BYTES = 1 << 16
 _OPENAI_ITSELF = "api.openai.com"
+_CUT = (
+    "{name} counted only {tokens} tokens: Ollama has probably left out the beginning of the request; set "
+    "providers.ollama.context to what the model can hold"
+)
 
 
 class OpenAIModel:
@@ -37,6 +41,7 @@ class OpenAIModel:
         self._endpoint = endpoint
         self._blob = blob
         self._client = Client(timeouts, proxy)
+        self._warned = False
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
         self._host = split_url(self._url).hostname
 
@@ -60,7 +65,11 @@ class OpenAIModel:
                 yield from _read(response, answer)
         if refused is not None:
             raise refused
-        yield answer.reply()
+        reply = answer.reply()
+        if self._endpoint.alias == "ollama" and not self._warned and _is_cut(request, reply.usage):
+            self._warned = True
+            yield Notice("cut", _CUT.format(name=self.name, tokens=reply.usage.input_tokens))
+        yield reply
 
     def _refused(self, response: Response) -> errors.LoomError | None:
         if 200 <= response.status < 300:
@@ -132,6 +141,15 @@ def _call(call: ToolCall) -> dict[str, Any]:
     given = {"unreadable_arguments": call.raw} if call.input is None else dict(call.input)
     arguments = jsontext.dumps(given).decode("utf-8")
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _is_cut(request: ChatRequest, usage: Usage) -> bool:
+    """Whether a request was much longer than what the server says it has read.
+
+    In this dialect Ollama leaves out what does not fit and says nothing. Hardly any text has eight characters a token.
+    """
+    characters = sum(len(message.text) for message in request.messages)
+    return characters > 8000 and 0 < usage.input_tokens < characters / 8
 
 
 def _read(response: Response, answer: Answer) -> Iterator[Chunk]:

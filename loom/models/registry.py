@@ -21,7 +21,11 @@ from loom.models.base import Model, ModelContext
 from loom.wire import errors
 from loom.wire.provider import Provider
 
-DIALECTS = {"openai": "loom.models.openai", "anthropic": "loom.models.anthropic"}
+DIALECTS = {
+    "openai": "loom.models.openai",
+    "anthropic": "loom.models.anthropic",
+    "ollama": "loom.models.ollama",
+}
 
 PROVIDERS = {
     "openai": Provider("openai", "openai", "https://api.openai.com/v1", key="openai"),
@@ -148,7 +152,8 @@ def find_provider(alias: str, context: ModelContext) -> Provider:
     """The provider of this alias: environment over config.yml over what is built in. `alias` must be a known one."""
     built_in, configured = PROVIDERS.get(alias), context.providers.get(alias)
     if built_in is None:
-        return context.providers[alias]
+        other = context.providers[alias]
+        return other if other.dialect else replace(other, dialect="openai")
     provider = built_in if configured is None else _merged(built_in, configured)
     moved = context.env.get(SERVERS_BY_VARIABLE.get(alias, ""), "").strip()
     if moved:
@@ -157,6 +162,9 @@ def find_provider(alias: str, context: ModelContext) -> Provider:
         from loom.models.address import ollama_url
 
         provider = replace(provider, base_url=ollama_url(provider.base_url))
+        if provider.context and provider.dialect == "openai":
+            # How much it is to hold can be said in Ollama's own dialect alone; in the other it cuts in silence.
+            provider = replace(provider, dialect="ollama")
     return provider
 
 
@@ -217,7 +225,7 @@ def _open_server(alias: str, model: str, context: ModelContext) -> Model:
     provider = find_provider(alias, context)
     module = import_module(_dialect(provider))
     key = keys.find_key(provider, context)
-    endpoint = Endpoint(alias, model, provider.base_url, keys.described(provider), key)
+    endpoint = Endpoint(alias, model, provider.base_url, keys.described(provider), key, provider.context or 0)
     return cast(Model, module.open_model(endpoint, context.blob, proxies.proxy_for(provider.base_url, context.env)))
 
 

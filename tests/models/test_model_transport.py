@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import trustme
-from far_side_wire import CUT, HOLD, RESET, FarSide, ProxySide
+from far_side import CUT, HOLD, RESET, FarSide, ProxySide
 from hypothesis import given
 from hypothesis import strategies as st
 from model_far_side import KEY, chat, collect, delta, sse
