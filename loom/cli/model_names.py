@@ -32,12 +32,18 @@ def context(home: Home, loaded: Loaded, env: Mapping[str, str], cwd: str) -> Mod
     )
 
 
-def settle(home: Home, loaded: Loaded, name: str) -> tuple[str, dict[str, str]]:
+# Certificates that a server is believed by.
+_TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def settle(home: Home, loaded: Loaded, name: str, given: Mapping[str, str] | None = None) -> tuple[str, dict[str, str]]:
     """(the name with nothing left that depends on this directory or environment, the variables it needs).
 
     A variable that says where a server or a proxy is travels with whoever works for the caller; a key never does.
+    Those that are `given` already are left alone.
     """
-    here = context(home, loaded, os.environ, os.getcwd())
+    env = {variable: value for variable, value in os.environ.items() if variable not in (given or ())}
+    here = context(home, loaded, env, os.getcwd())
     names: list[str] = []
     needed: dict[str, str] = {}
     for member in members(name):
@@ -45,11 +51,11 @@ def settle(home: Home, loaded: Loaded, name: str) -> tuple[str, dict[str, str]]:
         if prefix in ("exec", "script") and (prefix == "script" or "/" in rest):
             rest = str(Path(rest).absolute())
         names.append(f"{prefix}/{rest}" if rest else prefix)
-        variable = SERVERS_BY_VARIABLE.get(prefix, "")
-        if variable and os.environ.get(variable):
-            needed[variable] = os.environ[variable]
         if is_server(prefix):
-            needed |= proxies.variables(find_provider(prefix, here).base_url, os.environ)
+            url = find_provider(prefix, here).base_url
+            told = (SERVERS_BY_VARIABLE.get(prefix, ""), *(_TRUST if url.startswith("https:") else ()))
+            needed |= {variable: env[variable] for variable in told if env.get(variable)}
+            needed |= proxies.variables(url, env)
     return "|".join(names), needed
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cli_user import Loom
-from far_side import CUT, HOLD, FarSide
+from far_side import CUT, HOLD, FarSide, ProxySide
 
 
 @pytest.fixture
@@ -112,3 +112,46 @@ def test_a_chain_waits_for_nobody_and_its_members_are_tried_again_together(lab: 
     said = lab(*ASK, "--model", f"lab/m1|{script}")
     assert (said.status, said.out) == (0, "back\n"), said
     assert said.err.count("is asked instead") == 3 and said.err.count("no model of the chain answered") == 2
+
+
+# -- what a detached agent is told of the way ----------------------------------------------------------------------
+
+
+def elsewhere(loom: Loom) -> None:
+    """A home whose provider `lab` is at a name that only a proxy knows."""
+    loom.home.mkdir()
+    (loom.home / "config.yml").write_text("model: lab/m1\nproviders:\n  lab:\n    base_url: http://lab.test/v1\n")
+
+
+def test_a_filter_and_a_detached_agent_go_through_the_proxy(loom: Loom, far: FarSide) -> None:
+    elsewhere(loom)
+    far.answers += [says("yes")] * 2
+    with ProxySide(far.port) as proxy:
+        loom.env |= {"HTTP_PROXY": f"http://127.0.0.1:{proxy.port}", "NO_PROXY": "example.com"}
+        assert loom(*ASK).out == "yes\n"
+        assert loom("agent", "start", "y", "--detach").status == 0
+        assert loom("send", "y", "hi", "--wait", "--timeout", "60").out == "yes\n"
+        loom("supervisor", "stop")
+    env = json.loads((loom.home / "agents" / "y" / "agent.json").read_text())["env"]
+    assert env == {"HTTP_PROXY": f"http://127.0.0.1:{proxy.port}", "NO_PROXY": "example.com"}
+    assert [a.target for a in proxy.asked] == ["http://lab.test/v1/chat/completions"] * 2
+
+
+def test_a_proxy_with_a_password_is_handed_on_by_hand_only(loom: Loom, far: FarSide) -> None:
+    elsewhere(loom)
+    far.answers += [says("yes")]
+    with ProxySide(far.port, "Basic bWU6Z2VoZWlt") as proxy:
+        address = f"http://me:geheim@127.0.0.1:{proxy.port}"
+        loom.env["HTTP_PROXY"] = address
+        said = loom("agent", "start", "x", "--detach")
+        assert said.status == 78 and "--env HTTP_PROXY" in said.err and "geheim" not in said.err
+        assert loom("agent", "start", "x", "--detach", "--env", f"HTTP_PROXY={address}").status == 0
+        assert loom("send", "x", "hi", "--wait", "--timeout", "60").out == "yes\n"
+        loom("supervisor", "stop")
+
+
+def test_a_proxy_that_cannot_be_used_is_told_before_any_work(loom: Loom) -> None:
+    elsewhere(loom)
+    for words in (ASK, ("agent", "start", "x", "--detach"), ("model", "test", "lab/m1")):
+        said = loom(*words, HTTP_PROXY="socks5://me:geheim@127.0.0.1:1080")
+        assert said.status == 78 and "HTTP_PROXY names a socks5:// proxy" in said.err and "geheim" not in said.err
