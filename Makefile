@@ -1,17 +1,22 @@
 # The ways into this project. `make` alone lists them.
 #
 #   PYTHON=python3.12    the interpreter .venv is made with (Python 3.11 or newer)
+#   LOOM_SEED=N          the seed of `make soak`, to repeat one
+#   LOOM_SOAK_DIR=DIR    where its part on a real disk lies; default build/
 #   DIR=/some/where      the documents of `make demo`: any folder of Markdown and text; default adrs/ and docs/
 
 PYTHON ?=
 DIR ?=
 BIN := .venv/bin
+# The long suites note what they counted here, and docs/reliability.md shows it.
+RESULTS := $(CURDIR)/build/results
+LONG := LOOM_RESULTS="$(RESULTS)" $(BIN)/python -m pytest -s
 
 export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check crash venv clean core-venv dev-venv style types
+.PHONY: help demo test check crash soak nightly venv clean core-venv dev-venv style types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -26,7 +31,18 @@ check: dev-venv style types ## style, types and the fast tests: under two minute
 	@$(BIN)/python -m pytest -m "not slow and not full"
 
 crash: dev-venv ## the whole crash proof: writers killed and failed at every change of a file (half an hour)
-	@LOOM_CRASH=full $(BIN)/python -m pytest tests/crash
+	@LOOM_CRASH=full $(LONG) tests/crash
+	@$(BIN)/python tests/results.py "$(RESULTS)"
+
+soak: dev-venv ## 120,000 messages while everything is killed at random, and starts among old ones (quarter of an hour)
+	@$(LONG) tests/soak --ignore=tests/soak/test_soak_exec.py
+	@$(BIN)/python tests/results.py "$(RESULTS)"
+
+nightly: dev-venv ## every suite at its full length (over an hour)
+	@LOOM_CRASH=full $(LONG) tests/crash
+	@$(LONG) -m full --ignore=tests/crash
+	@$(LONG) -m "hypothesis and not full" --hypothesis-profile=nightly
+	@$(BIN)/python tests/results.py "$(RESULTS)"
 
 venv: dev-venv ## set up .venv with everything `make test` needs
 

@@ -15,17 +15,21 @@ from loom.spool import agents
 @click.option("-a", "--all", "everything", is_flag=True, help="Stopped and dead agents and loom's own processes too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def cli(everything: bool, as_json: bool) -> None:
-    """List the agents that run or are wanted up."""
+    """List the agents that run or are wanted up; of those that should work and do not, why."""
     home = open_home()
-    states = [agent_state.of(home, agent) for agent in agents.each(home)]
+    hindrance = agent_state.Hindrance(home)
+    states = [agent_state.of(home, agent, hindrance) for agent in agents.each(home)]
     if not everything:
         states = [s for s in states if (s.alive or s.want in ("up", "demand")) and not is_reserved(s.name)]
     if as_json:
         printing.json_line({"v": 1, "agents": [asdict(state) for state in states]})
         return
-    head = ("NAME", "STATUS", "PID", "MODEL", "WAITING", "STARTED")
-    rows = [
+    head: tuple[str, ...] = ("NAME", "STATUS", "PID", "MODEL", "WAITING", "STARTED")
+    rows: list[tuple[str, ...]] = [
         (s.name, s.status, str(s.pid or "-"), s.model, str(s.waiting), s.started_at[:19].replace("T", " ") or "-")
         for s in states
     ]
+    if any(s.reason for s in states):
+        head = (*head, "REASON")
+        rows = [(*row, s.reason or "-") for row, s in zip(rows, states, strict=True)]
     printing.table(head, rows)

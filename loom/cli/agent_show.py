@@ -72,6 +72,7 @@ def _print(about: dict[str, Any], agent: AgentDir) -> None:
     rows = [
         ("name", about["name"]),
         ("status", about["status"] + pid),
+        *([("reason", about["reason"])] if about["reason"] else []),
         ("want", about["want"]),
         ("mail", ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in about["mail"].items())),
     ]

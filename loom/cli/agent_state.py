@@ -6,12 +6,14 @@ lock, the lock is right.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
-from loom.spool import agents, locks
+from loom.spool import agents, crashes, locks
+from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home
 from loom.wire.agent import Want
-from loom.wire.errors import Config, NotFound
+from loom.wire.errors import Config, Disk, NotFound
 
 _ALIVE = ("idle", "running")
 _WAITING_TO_START = ("pending", "restarting")
@@ -19,7 +21,11 @@ _WAITING_TO_START = ("pending", "restarting")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """status: idle running | pending restarting crashed dormant stopped dead error; `dormant` waits for mail."""
+    """How one agent is now.
+
+    status   idle running | pending restarting crashed dormant stopped dead error; `dormant` waits for mail
+    reason   why it does not work although it should, in one line; empty when it works, or nobody wants it to
+    """
 
     name: str
     status: str
@@ -29,10 +35,28 @@ class State:
     model: str
     waiting: int
     started_at: str
+    reason: str = ""
 
 
-def of(home: Home, agent: AgentDir) -> State:
-    """The state of an agent that exists."""
+@dataclass(slots=True)
+class Hindrance:
+    """What keeps all agents of a home from working; looked at once, and only when somebody asks for a reason."""
+
+    home: Home
+    _trouble: str | None = field(default=None, init=False)
+
+    def trouble(self) -> str:
+        """Why nothing can be written; empty when it can."""
+        if self._trouble is None:
+            self._trouble = homes.trouble(self.home)
+        return self._trouble
+
+    def is_supervised(self) -> bool:
+        return locks.is_held(self.home.supervisor_lock)
+
+
+def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State:
+    """The state of an agent that exists. `hindrance` is shared by those of one list."""
     alive = agents.is_alive(agent)
     holder = locks.holder(agent.lock) if alive else None
     want = agents.read_want(agent)
@@ -41,6 +65,10 @@ def of(home: Home, agent: AgentDir) -> State:
     except (Config, NotFound):
         model, broken = agents.read_hint(agent.model) or "?", True
     said = agents.read_hint(agent.status)
+    is_missed = not alive and (want == "up" or (want == "demand" and agents.has_mail(agent)))
+    reason, passing = _reason(agent, hindrance or Hindrance(home)) if is_missed else ("", False)
+    if passing and said in _ALIVE:
+        said = "restarting"  # perhaps nobody could write that down
     return State(
         name=agent.name,
         status=status(said, want, alive=alive, broken=broken),
@@ -50,7 +78,22 @@ def of(home: Home, agent: AgentDir) -> State:
         model=model,
         waiting=agents.waiting(agent),
         started_at=agents.read_hint(agent.started_at) if alive else "",
+        reason=reason,
     )
+
+
+def _reason(agent: AgentDir, hindrance: Hindrance) -> tuple[str, bool]:
+    """(why this agent does not work, whether that is the environment's fault and passes).
+
+    What can be tried comes first: where nothing can be written, the agent could not write down why it left.
+    """
+    if hindrance.trouble():
+        return hindrance.trouble(), True
+    if not hindrance.is_supervised():
+        return "no supervisor runs", False
+    since = agents.read_hint(agent.started_at)
+    kind, text = crashes.last_error(agent, since, time.time_ns() // 1_000_000)
+    return " ".join(text.split()), kind == Disk.kind
 
 
 def status(said: str, want: Want, *, alive: bool, broken: bool = False) -> str:

@@ -40,6 +40,8 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
             "config": ("loom.cli.config", "settings in force and where each comes from"),
             "secret": ("loom.cli.secret", "store, list and remove keys"),
             "doctor": ("loom.cli.doctor", "what this machine offers and lacks"),
+            "gc": ("loom.cli.gc", "archive and remove what is old and finished"),
+            "fsck": ("loom.cli.fsck", "list, or mend, what does not fit the protocol"),
         },
     ),
 )
@@ -47,11 +49,12 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
 PLANNED = frozenset(
     (
         *("up", "down", "route", "unroute", "routes", "pipe", "pipes", "why", "top", "trace", "search", "playbook"),
-        *("skill", "tool", "policy", "schedule", "serve", "mcp-serve", "tui", "bot", "fsck", "gc", "demo"),
+        *("skill", "tool", "policy", "schedule", "serve", "mcp-serve", "tui", "bot", "demo"),
         "conformance",
     )
 )
 
+GROUPED = frozenset(("goal", "agent", "supervisor", "secret"))  # whose first argument is a command too
 COMMANDS = {name: entry for _, commands in GROUPS for name, entry in commands.items()}
 
 USAGE = """\
@@ -81,6 +84,7 @@ class _Global:
     def __init__(self) -> None:
         self.debug = False
         self.json = False
+        self.command = ""
         self.terminated = False  # SIGTERM came
 
 
@@ -104,8 +108,10 @@ def main(argv: list[str] | None = None) -> int:
         return exits.DONE
     except OSError as error:
         from loom.spool.home import disk_error
+        from loom.spool.layout import default_home
 
-        return _ended(disk_error(error, "the disk refused"), chosen, error)
+        tried = f"`loom {chosen.command}` could not be carried out" if chosen.command else "loom could not go on"
+        return _ended(disk_error(error, tried, default_home(os.environ)), chosen, error)
     except Exception as error:  # the one place where a bug becomes a line
         return _bug(error, chosen)
 
@@ -181,6 +187,7 @@ def _run(name: str, args: list[str], chosen: _Global) -> int:
         raise _Terminated
 
     signal.signal(signal.SIGTERM, on_sigterm)
+    chosen.command = " ".join([name, *args[:1]]) if name in GROUPED else name
     command = load(COMMANDS[name][0])
     # make_context and invoke are what click's main() does, without its own ideas about errors and broken pipes.
     try:

@@ -65,6 +65,7 @@ class Charge:
         self._digest = ""
         self._want: Want = "down"
         self._shown = ""
+        self._hindered = ""
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -135,6 +136,12 @@ class Charge:
         before, self._swept_ns = self._swept_ns, changed_ns
         return before != changed_ns
 
+    def finished_mark(self) -> frozenset[tuple[str, int]]:
+        """Two marks differ when this agent finished a message between them; the router's are replies sent on."""
+        if self.spec is not None and self.spec.runner == "router":
+            return agents.routed_mark(self.home)
+        return agents.finished_mark(self.agent)
+
     def forget_mail(self) -> None:
         """Its process ended and may have left claimed messages, which the inbox's time does not tell."""
         self._inbox_ns = -1
@@ -143,22 +150,26 @@ class Charge:
 
     def show(self, status: str) -> None:
         """`status` for people; an empty one leaves the word to the runner."""
-        if status and status != self._shown and not self.absent:
-            fs.hint(self.agent.status, status)
+        if status and status != self._shown and not self.absent and not _hint(self.agent.status, status):
+            return  # the next look tries again
         self._shown = status
 
     def show_started(self) -> None:
         assert self.process is not None
-        fs.hint(self.agent.pid, str(self.process.pid))
-        fs.hint(self.agent.started_at, self.process.since)
+        self._hindered = ""
+        _hint(self.agent.pid, str(self.process.pid))
+        _hint(self.agent.started_at, self.process.since)
 
     def show_ended(self, process: Process, exit_: Exit) -> None:
         if not self.agent.path.is_dir():
             return
         now = agents.now_text()
-        fs.hint(self.agent.last_exit, f"{exit_text(exit_)} {process.epoch} {now}")
-        fs.hint(self.agent.stopped_at, now)
-        fs.remove(self.agent.pid)
+        _hint(self.agent.last_exit, f"{exit_text(exit_)} {process.epoch} {now}")
+        _hint(self.agent.stopped_at, now)
+        try:
+            fs.remove(self.agent.pid)
+        except OSError:
+            pass
 
     def noted_exit(self, process: Process) -> Exit:
         """How an adopted process ended by what it wrote itself, when the kernel could not tell."""
@@ -244,10 +255,26 @@ class Charge:
         self.log.close()
         return True
 
+    def hinder(self, error: LoomError) -> None:
+        """It could not be started for now: said in its log, once for each reason."""
+        if error.line() != self._hindered:
+            self._hindered = error.line()
+            self.log.error("not_started", error_type=error.kind, error=error.line())
+            self.log.close()
+
     def refuse(self, error: LoomError) -> None:
         """It cannot be started as it is configured: said in its log."""
         self.log.error("refused", error_type=error.kind, error=error.line())
         self.log.close()
+
+
+def _hint(path: Path, text: str) -> bool:
+    """fs.hint(): a word for people hinders nobody where it cannot be written. False then."""
+    try:
+        fs.hint(path, text)
+    except OSError:
+        return False
+    return True
 
 
 def exit_text(exit_: Exit) -> str:

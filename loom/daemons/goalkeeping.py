@@ -161,8 +161,12 @@ class Goal:
         if self.state.resting:
             self.journal.note_head()
             fs.hint(goals.rest_marker(self.dir), self.state.status)
-            if goals.controls(self.dir):  # dropped after we had looked: the marker would hide it
+            if self._new_controls():  # dropped after we had looked: the marker would hide it
                 fs.remove(goals.rest_marker(self.dir))
+
+    def _new_controls(self) -> bool:
+        """Whether something is asked that was not journaled yet; what could not be taken away is no news."""
+        return any(name.removesuffix(".json") not in self.state.causes for name in goals.controls(self.dir))
 
     def close(self) -> None:
         self.journal.close()

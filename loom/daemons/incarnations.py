@@ -41,7 +41,7 @@ class Incarnations:
         stderr = fs.open_append(charge.agent.stderr)
         try:
             at = crashes.stderr_size(charge.agent)
-            mark = agents.finished_mark(charge.agent)
+            mark = charge.finished_mark()
             child = spawn.spawn(program, stderr, self._alone_read)
         finally:
             os.close(stderr)
@@ -77,7 +77,7 @@ class Incarnations:
             False,
             since=agents.now_text(),
             stderr_at=crashes.stderr_size(charge.agent),
-            mark=agents.finished_mark(charge.agent),
+            mark=charge.finished_mark(),
         )
 
     @staticmethod

@@ -11,7 +11,7 @@ from loom.daemons.surroundings import WORKSPACE_ENV, agent_env, grant, loom_env,
 from loom.models.base import Model
 from loom.models.registry import check_model, open_model
 from loom.roles import chat, orders
-from loom.spool import bodies, goals
+from loom.spool import bodies, goals, threads
 from loom.spool.mailbox import Claimed
 from loom.spool.turns import Turn
 from loom.wire.chat import usage_to_json
@@ -55,7 +55,7 @@ class ChatWorker:
     def work(self, claimed: Claimed, turn: Turn) -> Done:
         agent = self.agent
         body = bodies.text(agent.home.blobs, claimed.message)
-        thread_name = service.thread_of(claimed.message)
+        thread_name = threads.name_of(claimed.message)
         thread = service.wait_for_thread(agent, thread_name) if thread_name else None
         try:
             history = thread.history if thread is not None else []

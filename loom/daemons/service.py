@@ -110,7 +110,7 @@ def serve_loop(agent_dir: Path, make_loop: Callable[[Agent, locks.Incarnation], 
         print(f"loom: {error.line()}", file=sys.stderr)
         return exits.TRY_LATER if isinstance(error, Disk) else error.exit_status
     except OSError as error:
-        trouble = homes.disk_error(error, f"{directory.name} cannot go on")
+        trouble = homes.disk_error(error, f"{directory.name} cannot go on", home.path)
         log.error("stopped", error_type=trouble.kind, error=str(trouble))
         print(f"loom: {trouble.line()}", file=sys.stderr)
         return exits.TRY_LATER
@@ -194,6 +194,8 @@ class MailboxLoop:
         while True:
             self.agent.stopping.check()
             wake.drain(self.bell)
+            if self.inbox.waiting():
+                self._show("running")  # before the claim: where this cannot be written, mail stays where it is
             claimed = self.inbox.claim()
             self._tell_odd()
             if claimed is not None:
@@ -250,6 +252,9 @@ class MailboxLoop:
         except Leaving:
             turn.release()
             raise
+        except (OSError, Disk):
+            _release_if_possible(turn)  # a disk that is full for long is no death of this message
+            raise
         finally:
             turn.close()
 
@@ -303,9 +308,12 @@ class MailboxLoop:
         self._ring_router()
 
     def _finish(self, claimed: Claimed, attempt: int) -> None:
-        """The reply is out already: only the conversation and the move are missing."""
+        """The reply is out already: only the conversation and the move are missing.
+
+        Not even those for a message that comes again, with its own bytes or with others, after it was processed.
+        """
         box, stem = self.agent.dir, claimed.stem
-        thread_name = thread_of(claimed.message)
+        thread_name = "" if os.path.lexists(box.processed(stem)) else threads.name_of(claimed.message)
         reply = mailbox.find_reply(box, box.name, stem, attempt)
         if thread_name and reply is not None:
             self._tell_thread(thread_name, claimed, reply)
@@ -360,8 +368,11 @@ class MailboxLoop:
         for name, reason in self.inbox.set_aside:
             self._tell_set_aside(name, reason)
         self.inbox.set_aside.clear()
+        for name, why in self.inbox.unmovable:
+            self.agent.log.warning("unmovable", name=ascii(name)[1:-1], error=why, hint="left where it is")
+        self.inbox.unmovable.clear()
         for name in sorted(self.inbox.odd):
-            self.agent.log.warning("odd_entry", name=ascii(name)[1:-1], hint="does not end in .msg; left where it is")
+            self.agent.log.warning("odd_entry", name=ascii(name)[1:-1], hint="no name of a message; left where it is")
         self.inbox.odd_told |= self.inbox.odd
         self.inbox.odd.clear()
 
@@ -369,9 +380,11 @@ class MailboxLoop:
         self.agent.log.error("unreadable", name=ascii(name)[1:-1], reason=reason)
 
 
-def thread_of(message: wire.Message) -> str:
-    """The conversation a message belongs to: its own, `main` without one, none for typed orders."""
-    return "" if message.kind else message.thread or "main"
+def _release_if_possible(turn: Turn) -> None:
+    try:
+        turn.release()
+    except OSError:
+        pass
 
 
 def wait_for_thread(agent: Agent, name: str) -> threads.Thread:

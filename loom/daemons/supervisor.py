@@ -31,7 +31,7 @@ from loom.daemons.sights import Sights
 from loom.daemons.ward import TROUBLE_S, Ward
 from loom.proc import pidfd, spawn, tree
 from loom.spool import agents, fs, goals, locks, wake
-from loom.spool.home import open_home
+from loom.spool.home import disk_error, open_home
 from loom.spool.layout import Home, default_home
 from loom.wire import exits
 from loom.wire.agent import AgentSpec, Restart
@@ -42,6 +42,7 @@ IDLE_ENV = "LOOM_SUPERVISOR_IDLE_S"
 READY_ENV = "LOOM_READY_FD"
 ROUTER = "router"
 _RING_S = 0.1  # however often the doorbell rings, everywhere is looked at this seldom
+_TELL_AGAIN_S = 600.0
 _BLIND_SWEEP_S = 2.0  # in place of thirty seconds when not everything can be watched
 
 
@@ -76,6 +77,7 @@ class Supervisor:
         self._idle_since: float | None = None
         self._idle_check_at = 0.0
         self._start_lock: locks.Lock | None = None
+        self._told: dict[str, tuple[str, float]] = {}  # by agent ("": ourselves): (what went wrong, when told)
         self._displaced = False  # our lock is not the home's any more: whoever takes that one serves the home
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -105,8 +107,12 @@ class Supervisor:
             other = locks.holder(self.home.supervisor_lock)
             pid = f" with pid {other.pid}" if other else ""
             raise TryLater(f"a supervisor{pid} serves {self.home.path} already", hint="see: loom supervisor status")
-        lock.sign(locks.own_incarnation())
-        fs.hint(self.home.supervisor_pid, str(os.getpid()))
+        try:
+            lock.sign(locks.own_incarnation())
+            fs.hint(self.home.supervisor_pid, str(os.getpid()))
+        except OSError:
+            lock.release()
+            raise
         return lock
 
     def _set_up(self) -> None:
@@ -209,13 +215,25 @@ class Supervisor:
         try:
             work()
         except Exception as error:
-            event = "disk" if isinstance(error, OSError) else "bug"
-            self.say("error", event, agent=name, error=str(error), traceback=traceback.format_exc())
+            self._tell(name, error)
             again = time.monotonic() + TROUBLE_S
             if name:
                 self._ward.due[name] = again
             else:
                 self._sweep_at, self._idle_check_at = min(self._sweep_at, again), again
+
+    def _tell(self, name: str, error: Exception) -> None:
+        """Once, and again when it is something else or has gone on for long: our log shall not fill a disk."""
+        if isinstance(error, OSError):
+            tried = f"{name} cannot be served" if name else "the supervisor cannot look at its home"
+            told: dict[str, object] = {"error": disk_error(error, tried, self.home.path).line()}
+        else:
+            told = {"error": str(error), "traceback": traceback.format_exc()}
+        now = time.monotonic()
+        before, when = self._told.get(name, ("", 0.0))
+        if before != told["error"] or now - when > _TELL_AGAIN_S:
+            self._told[name] = (str(told["error"]), now)
+            self.say("error", "disk" if isinstance(error, OSError) else "bug", agent=name, **told)
 
     # -- what is heard -----------------------------------------------------------------------------------------
 
@@ -322,10 +340,14 @@ def _catch_signals() -> tuple[int, int]:
 
 
 def main(home: Home | None = None, *, on_demand: bool = False, settings: Settings | None = None) -> int:
-    """Run a supervisor for `home` ($LOOM_HOME without one). Raises LoomError."""
+    """Run a supervisor for `home` ($LOOM_HOME without one). Raises LoomError; TryLater when the disk refuses."""
     pidfd.check_supported()
     home = home or open_home(default_home(os.environ))
-    return Supervisor(home, on_demand=on_demand, settings=settings or settings_of(os.environ)).run()
+    try:
+        return Supervisor(home, on_demand=on_demand, settings=settings or settings_of(os.environ)).run()
+    except OSError as error:
+        trouble = disk_error(error, "the supervisor cannot run", home.path)
+        raise TryLater(str(trouble), hint=trouble.hint, kind=trouble.kind) from error
 
 
 def settings_of(env: Mapping[str, str]) -> Settings:

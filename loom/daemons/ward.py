@@ -18,6 +18,7 @@ from loom.core.supervision import GiveUp, Kill, Limits, Start, Stop
 from loom.daemons.charge import Charge, exit_text, shared_token
 from loom.daemons.incarnations import Incarnations, age_s
 from loom.spool import agents, fs, locks, wake
+from loom.spool.home import disk_error
 from loom.spool.layout import Home
 from loom.wire import exits, ids
 from loom.wire.errors import Config
@@ -51,6 +52,7 @@ class Ward:
         self._table = table
         self._loop = loop
         self._shared = shared_token(home)
+        self._ending: set[str] = set()  # agents whose process has ended and could not be taken leave of yet
 
     # -- who is there --------------------------------------------------------------------------------------------
 
@@ -99,6 +101,8 @@ class Ward:
         """Read what changed about one agent and do what follows from it. False: there is no such agent any more."""
         now = time.monotonic()
         self.due.pop(charge.name, None)
+        if charge.name in self._ending:
+            self._ended(charge)
         charge.refresh(self._shared, now)
         if not charge.met:
             self._meet(charge)
@@ -156,6 +160,8 @@ class Ward:
             return
         charge.show("pending")
         try:
+            if charge.seen.last == "later":  # it left for want of something; started into the same it would leave again
+                fs.probe(self._home.run)
             process = self._hands.start(charge)
         except Config as error:
             charge.refuse(error)
@@ -164,8 +170,8 @@ class Ward:
             return
         except OSError as error:
             charge.seen = core.postponed(charge.seen, now, TROUBLE_S)
-            self._loop.say("error", "not_started", agent=charge.name, error=str(error))
-            return
+            charge.hinder(disk_error(error, f"{charge.name} cannot be started", self._home.path))
+            raise
         charge.process = process
         charge.seen = core.started(charge.wanted, charge.seen, now)
         self._loop.listen(process.pidfd, lambda: self._ended(charge))
@@ -223,16 +229,18 @@ class Ward:
             return
         self._close_ready(charge)
         self._loop.unlisten(process.pidfd)
+        self._ending.add(charge.name)  # without descriptors its tree cannot be looked at: then once more, later
+        exit_ = self._hands.collect(charge, process, self.pids())
+        self._ending.discard(charge.name)
         charge.process = None
         self.dirty.add(charge.name)
-        exit_ = self._hands.collect(charge, process, self.pids())
         now = time.monotonic()
         before, charge.seen = charge.seen, replace(charge.seen, running=False)  # whatever fails below, it is gone
         charge.forget_mail()
         charge.refresh(self._shared, now)
         wanted = self._wanted(charge)
         failed = exit_.code == exits.BAD_INPUT and self._fail_bad_message(charge)
-        finished = agents.finished_mark(charge.agent) != process.mark
+        finished = charge.finished_mark() != process.mark
         draw = random.random()
         charge.seen = core.exited(wanted, before, exit_, now, draw, finished=finished, failed_message=failed)
         kind = "stopped" if _was_sent_away(wanted, before, exit_) else core.kind_of(exit_, failed)
@@ -241,7 +249,10 @@ class Ward:
         if kind in ("crash", "config"):
             due = core.due_s(wanted, charge.seen, self.limits)
             reason = "" if before.kill_s is None else f"not ready within {self.limits.ready_s:g} s"
-            charge.record_crash(process, exit_, kind, reason, None if due is None else max(0.0, due - now))
+            try:
+                charge.record_crash(process, exit_, kind, reason, None if due is None else max(0.0, due - now))
+            except OSError as error:
+                self._loop.say("error", "no_crash_record", agent=charge.name, error=str(error))
 
     def _fail_bad_message(self, charge: Charge) -> bool:
         text = f"{charge.name} refused this message (exit status {exits.BAD_INPUT})"

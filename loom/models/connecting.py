@@ -66,6 +66,7 @@ def _dial(host: str, port: int, where: str, timeout_s: float, hint: str) -> sock
     except TimeoutError:
         raise unreachable("connect", where, f"no answer within {timeout_s:g} s", hint) from None
     except OSError as error:
+        errors.raise_lack(error, f"cannot connect to {where}")
         raise unreachable("connect", where, error.strerror or str(error), hint) from None
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -102,5 +103,6 @@ def _secured(sock: socket.socket, context: ssl.SSLContext, parts: SplitResult) -
     try:
         return context.wrap_socket(sock, server_hostname=parts.hostname)
     except (OSError, ValueError) as error:
+        errors.raise_lack(error, f"cannot connect to {parts.netloc}")
         reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
         raise unreachable("tls", parts.netloc, str(reason)) from None

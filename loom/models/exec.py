@@ -185,6 +185,7 @@ class _Child:
                 f"{self._name}: cannot start {error.filename}: it, or the interpreter its first line names, is missing"
             ) from None
         except (OSError, ValueError) as error:
+            errors.raise_lack(error, f"{self._name}: cannot start {self._program}")
             reason = getattr(error, "strerror", None) or str(error)
             raise errors.Config(
                 f"{self._name}: cannot start {self._program}: {reason}; a script needs a first line like #!/bin/sh"

@@ -68,6 +68,7 @@ def _from_file(provider: Provider, context: ModelContext) -> str:
         with Path(context.cwd, path).open("rb") as file:
             data = file.read(_MAX_KEY_BYTES)
     except (OSError, ValueError) as error:
+        errors.raise_lack(error, f"cannot read the key of {provider.alias} from {path}")
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.Config(
             f"cannot read the key of {provider.alias} from {path}: {reason}; correct {where} in config.yml"
@@ -95,6 +96,7 @@ def _from_command(provider: Provider, context: ModelContext) -> str:
             f"{provider.key_command[0]} gave no key of {provider.alias} within {COMMAND_TIMEOUT_S:g} s; check {where}"
         ) from None
     except (OSError, ValueError) as error:
+        errors.raise_lack(error, f"cannot run {provider.key_command[0]} for the key of {provider.alias}")
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.Config(
             f"cannot run {provider.key_command[0]} for the key of {provider.alias}: {reason}; correct {where}"

@@ -131,6 +131,7 @@ def open_model(rest: str, context: ModelContext) -> ScriptModel:
     except FileNotFoundError:
         raise errors.NotFound(f"script/{rest}: no such file {path}; check the path") from None
     except (OSError, ValueError) as error:
+        errors.raise_lack(error, f"script/{rest}: cannot read {path}")
         reason = getattr(error, "strerror", None) or str(error)
         raise errors.Config(f"script/{rest}: cannot read {path}: {reason}") from None
     if len(data) > _MAX_FILE_BYTES:

@@ -152,8 +152,12 @@ class Client:
         if secure and self._tls is None:  # once: reading the system's certificates takes 20 ms
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
-        tls = self._tls if secure else None
-        return _Link(connect(parts, self._proxy, self._timeouts.connect_s, hint, tls), parts)
+        try:
+            tls = self._tls if secure else None
+            return _Link(connect(parts, self._proxy, self._timeouts.connect_s, hint, tls), parts)
+        except errors.LoomError:
+            self._tls = None  # its certificates are read anew: they may have changed, or been out of reach for a moment
+            raise
 
     def _keep(self, link: _Link, parts: SplitResult) -> None:
         if link.is_fit_for(parts):  # it may have been ended by the server right after its answer

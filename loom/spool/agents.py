@@ -143,6 +143,19 @@ def finished_mark(agent: AgentDir) -> frozenset[tuple[str, int]]:
     return frozenset(marks)
 
 
+def routed_mark(home: Home) -> frozenset[tuple[str, int]]:
+    """The same for the router, whose finished messages are replies of others: two marks differ when one was sent on."""
+    marks = set()
+    for agent in each(home):
+        shards = agent.sent(f"{0:013d}-{'0' * 26}").parent.parent
+        try:
+            with os.scandir(shards) as days:
+                marks |= {(f"{agent.name}/{day.name}", day.stat().st_mtime_ns) for day in days}
+        except FileNotFoundError:
+            continue
+    return frozenset(marks)
+
+
 def each(home: Home) -> Iterator[AgentDir]:
     for name in names(home):
         yield home.agent(name)

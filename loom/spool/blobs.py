@@ -18,13 +18,31 @@ def path_of(blobs: Path, digest: str) -> Path:
     return blobs / digest[:2] / digest
 
 
+def aside_of(blobs: Path, digest: str) -> Path:
+    """Where gc puts a blob to which nobody referred, before it goes: it is found there too (ADR-0016)."""
+    path = path_of(blobs, digest)
+    return path.parent / fs.TMP / digest
+
+
+def is_there(blobs: Path, digest: str) -> bool:
+    """Whether a blob can be fetched, set aside or not. False also for what is no digest."""
+    try:
+        return path_of(blobs, digest).exists() or aside_of(blobs, digest).exists()
+    except ValueError:
+        return False
+
+
 def put(blobs: Path, data: bytes) -> str:
-    """Store `data` durably and give its digest. Storing the same bytes again costs a look and two syncs."""
+    """Store `data` durably and give its digest. Storing the same bytes again costs a look and two syncs.
+
+    Nothing may refer to the blob yet, and gc may set it aside at this very moment: then it is found there, long enough
+    for the caller to write down its reference.
+    """
     digest = sha256(data).hexdigest()
     path = path_of(blobs, digest)
-    if path.exists():
+    try:
         fs.settle(path)
-    else:
+    except FileNotFoundError:
         fs.ensure_dir(path.parent)
         fs.publish(path, data)
     return digest
@@ -32,7 +50,17 @@ def put(blobs: Path, data: bytes) -> str:
 
 def get(blobs: Path, digest: str) -> bytes:
     """The bytes of a digest. Raises FileNotFoundError, and BlobDamaged when they are not what was stored."""
-    data = fs.read(path_of(blobs, digest))
+    data = _read(blobs, digest)
     if sha256(data).hexdigest() != digest:
         raise BlobDamaged(f"blob {digest} does not hold the bytes it is named after")
     return data
+
+
+def _read(blobs: Path, digest: str) -> bytes:
+    path = path_of(blobs, digest)
+    for place in (path, aside_of(blobs, digest)):
+        try:
+            return fs.read(place)
+        except FileNotFoundError:
+            continue
+    return fs.read(path)  # it came back between our two looks

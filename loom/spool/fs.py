@@ -15,15 +15,20 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 FILE_MODE = 0o600
 DIR_MODE = 0o700
+_NEW_DIR_MODE = DIR_MODE | stat.S_ISVTX
 TMP = ".tmp"
+GROUP = 8  # files that are published at once share one syncfs from this number on
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_PROBE_BYTES = 64 << 10  # about what one message with its turn needs
 _AT_FDCWD = -100
 _NOREPLACE = 1
 
@@ -140,17 +145,45 @@ def _rename_noreplace(source: str, target: str) -> None:
 
 
 def ensure_dir(path: Path) -> None:
-    """Make `path` and what is missing above it, 0700, each entry synced. Nothing happens when it is there."""
+    """Make `path` and what is missing above it, 0700, each entry synced. Nothing happens when it is there.
+
+    A new directory is sticky until its entry is synced. Its maker may have died before that: whoever finds it so
+    syncs the entry, or what is published in it would go with it. All others pay nothing.
+    It may be gone again when this returns: an empty directory of a day is removed by gc. Who needs it tries again.
+    """
     if path.is_dir():
+        if _is_unsynced(path):
+            _sync_entry(path)
         return
     if path.parent != path:
         ensure_dir(path.parent)
     try:
-        calls.mkdir(str(path), DIR_MODE)
+        calls.mkdir(str(path), _NEW_DIR_MODE)
     except FileExistsError:
-        if not path.is_dir():
+        if os.path.lexists(path) and not path.is_dir():
             raise
-    calls.fsync_dir(str(path.parent))
+    _sync_entry(path)
+
+
+def _is_unsynced(directory: Path) -> bool:
+    """Whether this is a directory that ensure_dir made and did not sync: of ours, and never somebody's /tmp."""
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return False
+    return stat.S_IMODE(found.st_mode) == _NEW_DIR_MODE and found.st_uid == os.getuid()
+
+
+def _sync_entry(directory: Path) -> None:
+    calls.fsync_dir(str(directory.parent))
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        calls.chmod(fd, DIR_MODE)
+    finally:
+        os.close(fd)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -162,12 +195,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 def _temporary(directory: Path, data: bytes, *, sync: bool, mode: int = FILE_MODE) -> str:
     """A new file with `data` in the directory's `.tmp/`; unlinked again when writing fails."""
-    path = f"{directory}/{TMP}/{os.urandom(10).hex()}"
-    try:
-        fd = calls.create(path, mode)
-    except FileNotFoundError:
-        ensure_dir(directory / TMP)
-        fd = calls.create(path, mode)
+    path, fd = _new_temporary(directory, mode)
     try:
         write_all(fd, data)
         if sync:
@@ -181,6 +209,15 @@ def _temporary(directory: Path, data: bytes, *, sync: bool, mode: int = FILE_MOD
     return path
 
 
+def _new_temporary(directory: Path, mode: int = FILE_MODE) -> tuple[str, int]:
+    path = f"{directory}/{TMP}/{os.urandom(10).hex()}"
+    try:
+        return path, calls.create(path, mode)
+    except FileNotFoundError:
+        ensure_dir(directory / TMP)
+        return path, calls.create(path, mode)
+
+
 def _forget(path: str) -> None:
     try:
         calls.unlink(path)
@@ -192,14 +229,15 @@ def publish(target: Path, data: bytes) -> bool:
     """Make `target` with `data`, durably, never replacing anything.
 
     True: it is ours and survives a power cut. False: the name was taken already; that file and its directory
-    have been synced too, so that the name counts as published; whose bytes it holds is for the caller to see.
+    have been synced too, so that the name counts as published, unless it has moved on meanwhile; where to, and whose
+    bytes it holds, is for the caller to see.
     """
     temporary = _temporary(target.parent, data, sync=True)
     try:
         try:
             calls.link(temporary, str(target))
         except FileExistsError:
-            settle(target)
+            _settle_if_there(target)
             return False
         calls.fsync_dir(str(target.parent))
         return True
@@ -208,22 +246,27 @@ def publish(target: Path, data: bytes) -> bool:
 
 
 def publish_all(items: Iterable[tuple[Path, bytes]]) -> list[bool]:
-    """publish() for several files at once, each directory synced once. All are durable when it returns."""
+    """publish() for several files at once, with as few syncs as they need. All are durable when it returns.
+
+    From GROUP files on, one sync of the file system stands for those of their contents; each directory is synced once.
+    """
+    wanted = list(items)
+    together = len(wanted) >= GROUP
     results: list[bool] = []
-    directories: dict[str, None] = {}
     temporaries: list[str] = []
     try:
-        for target, data in items:
-            temporary = _temporary(target.parent, data, sync=True)
-            temporaries.append(temporary)
+        for target, data in wanted:
+            temporaries.append(_temporary(target.parent, data, sync=not together))
+        if together:
+            calls.sync_file_system(str(wanted[0][0].parent))
+        for (target, _), temporary in zip(wanted, temporaries, strict=True):
             try:
                 calls.link(temporary, str(target))
                 results.append(True)
             except FileExistsError:
-                settle(target)
+                _settle_if_there(target)
                 results.append(False)
-            directories[str(target.parent)] = None
-        for directory in directories:
+        for directory in dict.fromkeys(str(target.parent) for target, _ in wanted):
             calls.fsync_dir(directory)
     finally:
         for temporary in temporaries:
@@ -239,6 +282,13 @@ def settle(path: Path) -> None:
     finally:
         os.close(fd)
     calls.fsync_dir(str(path.parent))
+
+
+def _settle_if_there(path: Path) -> None:
+    try:
+        settle(path)
+    except FileNotFoundError:
+        pass  # claimed or routed since we met it: whoever moves it looks after it
 
 
 def replace(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
@@ -260,6 +310,55 @@ def hint(path: Path, text: str) -> None:
     except OSError:
         _forget(temporary)
         raise
+
+
+class NewFile:
+    """A file too large for replace(): written piece by piece in `.tmp/`, it takes its name whole, or never.
+
+    A context manager: left without keep() nothing has happened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._temporary, self._fd = _new_temporary(path.parent)
+
+    def write(self, data: bytes) -> int:
+        """Write every byte; how many they are."""
+        write_all(self._fd, data)
+        return len(data)
+
+    def keep(self) -> None:
+        """Put it under its name, durably, replacing what was there."""
+        calls.fsync(self._fd)
+        calls.rename(self._temporary, str(self.path))
+        os.close(self._fd)
+        self._fd = -1
+        calls.fsync_dir(str(self.path.parent))
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            _forget(self._temporary)
+
+
+def probe(directory: Path) -> None:
+    """Raise OSError when nothing could be written here now: a directory with a file is made and removed again."""
+    place = directory / TMP / os.urandom(10).hex()
+    ensure_dir(directory / TMP)
+    calls.mkdir(str(place), DIR_MODE)
+    try:
+        fd = calls.create(str(place / "probe"), FILE_MODE)
+        try:
+            write_all(fd, bytes(_PROBE_BYTES))
+        finally:
+            os.close(fd)
+            _forget(str(place / "probe"))
+    finally:
+        calls.rmdir(str(place))
 
 
 Moved = Literal["moved", "same", "conflict", "gone"]
@@ -343,16 +442,22 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
     Raises NotRegular, TooLarge (more than `limit` bytes, checked while reading) and OSError.
     """
+    chunks: list[bytes] = []
+    size = 0
+    for chunk in pieces(path):
+        size += len(chunk)
+        if limit is not None and size > limit:
+            raise TooLarge(f"more than {limit} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def pieces(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """The content of a regular file in pieces of `size` bytes, opened as read() does. Raises as read() does."""
     fd = _open_regular(path)
     try:
-        chunks: list[bytes] = []
-        size = 0
-        while chunk := os.read(fd, 1 << 20):
-            size += len(chunk)
-            if limit is not None and size > limit:
-                raise TooLarge(f"more than {limit} bytes")
-            chunks.append(chunk)
-        return b"".join(chunks)
+        while chunk := os.read(fd, size):
+            yield chunk
     finally:
         os.close(fd)
 
@@ -381,6 +486,28 @@ def remove(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def remove_empty(path: Path) -> bool:
+    """Remove a directory when nothing is in it; whether it went. Somebody may be about to put something there."""
+    try:
+        calls.rmdir(str(path))
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.EBUSY):
+            return False
+        raise
+    return True
+
+
+def names(directory: Path, at_once: int = 4096) -> Iterator[str]:
+    """The names in a directory, however many: sorted within each `at_once` of them. None when there is no directory."""
+    try:
+        entries = os.scandir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        while some := sorted(entry.name for entry in islice(entries, at_once)):
+            yield from some
 
 
 def remove_tree(path: Path) -> None:
@@ -444,6 +571,15 @@ def make_dir(path: Path, mode: int) -> None:
     """Make one directory with exactly this mode, whatever the umask."""
     calls.mkdir(str(path), DIR_MODE)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        calls.chmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Give a file or directory this mode; never what a link points to."""
+    fd = os.open(path, _READ)
     try:
         calls.chmod(fd, mode)
     finally:

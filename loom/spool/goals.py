@@ -145,7 +145,20 @@ def controls(goal: GoalDir) -> list[str]:
         found = os.listdir(goal.control)
     except FileNotFoundError:
         return []
-    return sorted(n for n in found if n.endswith(".json") and ids.is_stem(n.removesuffix(".json")))
+    return sorted(n for n in found if _is_control(n))
+
+
+def _is_control(name: str) -> bool:
+    return name.endswith(".json") and ids.is_stem(name.removesuffix(".json"))
+
+
+def odd_controls(goal: GoalDir) -> list[str]:
+    """Names in `control/` that are no requests and never will be: for the log."""
+    try:
+        found = os.listdir(goal.control)
+    except OSError:
+        return []
+    return sorted(n for n in found if n != fs.TMP and not _is_control(n))
 
 
 def read_control(goal: GoalDir, name: str) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from loom.wire.errors import Config, Disk
 _REFUSED = {0x6969: "NFS", 0x65735546: "FUSE", 0x01021997: "9p (drvfs)", 0xFF534D42: "CIFS", 0xFE534D42: "SMB2"}
 _TMPFS = 0x01021994
 _OVERLAY = 0x794C7630
+_FEW_INODES = 8  # what was tried may have given some back
 ALLOW_ENV = "LOOM_ALLOW_FILESYSTEM"
 
 
@@ -46,15 +47,28 @@ def open_home(path: Path, env: dict[str, str] | os._Environ[str] = os.environ) -
         if not home.version.exists():
             _check_empty(home)
             _create(home)
-        _check_version(home)
+        check_version(home)
         _check_boot(home, env)
     except OSError as error:
-        raise disk_error(error, f"cannot open the home {path}") from error
+        raise disk_error(error, f"cannot open the home {path}", path) from error
     return home
 
 
-def disk_error(error: OSError, tried: str) -> Disk:
-    """An OSError as one line with what to do next."""
+def trouble(home: Home) -> str:
+    """Why nothing can be written in this home now, in one line; empty when it can. Tried, not guessed."""
+    try:
+        fs.probe(home.run)
+    except PermissionError:
+        return ""  # somebody else's home, at which we only look
+    except OSError as error:
+        return disk_error(error, "nothing can be written", home.path).line()
+    return ""
+
+
+def disk_error(error: OSError, tried: str, ground: Path | None = None) -> Disk:
+    """An OSError as one line with what to do next. `ground` lies on the disk that refused, where that is known."""
+    if error.errno == errno.ENOSPC and ground is not None and _has_no_inodes(ground):
+        return Disk(f"{tried}: no inodes left on device", hint="remove files that nobody needs; nothing was lost")
     hints = {
         errno.ENOSPC: "free some space; nothing was lost",
         errno.EDQUOT: "the quota is used up: free some space; nothing was lost",
@@ -73,10 +87,21 @@ def disk_error(error: OSError, tried: str) -> Disk:
     }
     if error.errno == errno.ENOENT and error.filename is None and _is_nowhere():
         return Disk(f"{tried}: the current directory does not exist any more", hint="cd to another one")
-    filename = error.filename2 or error.filename  # of a rename, the temporary file says nothing to a person
+    filename = error.filename2 or error.filename
     name = os.fsdecode(filename) if isinstance(filename, str | bytes) else ""
+    if fs.TMP in Path(name).parts:  # a temporary file says nothing to a person
+        name = name.partition(f"/{fs.TMP}/")[0]
     place = f" ({name})" if name and name not in tried else ""
     return Disk(f"{tried}: {error.strerror or error}{place}", hint=hints.get(error.errno or 0, ""))
+
+
+def _has_no_inodes(path: Path) -> bool:
+    """Whether it is names and not bytes that are used up; some file systems (btrfs) do not count them."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail < _FEW_INODES
 
 
 def _is_nowhere() -> bool:
@@ -119,7 +144,8 @@ def _create(home: Home) -> None:
     fs.replace(home.version, f"{PROTOCOL_VERSION}\n".encode())
 
 
-def _check_version(home: Home) -> None:
+def check_version(home: Home) -> None:
+    """Raises Config for a home of a newer version, or none."""
     try:
         text = fs.read(home.version, 100).decode("ascii", "replace").strip()
     except (fs.NotRegular, fs.TooLarge) as error:
@@ -135,12 +161,12 @@ def _check_version(home: Home) -> None:
 
 def _check_boot(home: Home, env: dict[str, str] | os._Environ[str]) -> None:
     boot = locks.boot_id()
-    if _is_noted(home, boot):
+    if is_of_this_boot(home):
         return
     lock = locks.acquire(home.start_lock, wait=True)
     assert lock is not None
     with lock:
-        if _is_noted(home, boot):
+        if is_of_this_boot(home):
             return
         check_ground(home, env)
         fs.remove_tree(home.run)
@@ -151,9 +177,10 @@ def _check_boot(home: Home, env: dict[str, str] | os._Environ[str]) -> None:
         fs.replace(home.boot_id, f"{boot}\n".encode())
 
 
-def _is_noted(home: Home, boot: str) -> bool:
+def is_of_this_boot(home: Home) -> bool:
+    """Whether `run/` was made since the machine started."""
     try:
-        return fs.read(home.boot_id, 100).decode("ascii", "replace").strip() == boot
+        return fs.read(home.boot_id, 100).decode("ascii", "replace").strip() == locks.boot_id()
     except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
         return False
 

@@ -243,6 +243,24 @@ def resolve(event: Event, blob_dir: Path) -> Event:
     return Event(event.seq, event.ts, event.type, event.actor, event.cause, data, event.prev, event.hash)
 
 
+def torn_bytes(path: Path) -> int:
+    """How many bytes opening the journal would cut off its end. Raises JournalDamaged for good records behind them."""
+    data = fs.read(path)
+    lines, _ = ndjson.whole_lines(data)
+    good = 0
+    for number, line in enumerate(lines):
+        try:
+            wire.decode(line)
+        except wire.Foreign:
+            pass  # as it was written
+        except Malformed as error:
+            if any(_is_event(later) for later in lines[number + 1 :]):
+                raise JournalDamaged(f"{path}:{number + 1}: {error}, and good records follow") from None
+            break
+        good += len(line) + 1
+    return len(data) - good
+
+
 def read_head(path: Path) -> tuple[int, str] | None:
     """{seq, hash} as noted, or None."""
     try:

@@ -18,7 +18,18 @@ ERROR_SUFFIX = ".error.json"
 # All that may lie in a home: by these names one without `version` is told from somebody's directory.
 HOME_ENTRIES = frozenset(
     (
-        *("version", "config.yml", "routes.json", "start.lock", "agents", "filters", "pipes", "goals", "heads"),
+        *(
+            "version",
+            "config.yml",
+            "routes.json",
+            "start.lock",
+            "tidy.lock",
+            "agents",
+            "filters",
+            "pipes",
+            "goals",
+            "heads",
+        ),
         *("blobs", "ledger", "secrets", "skills", "tools", "playbooks", "policies", "schedules", "logs", "run"),
         *("index", "archive", "lost+found"),
     )
@@ -74,11 +85,19 @@ class Box:
     def turns(self) -> Path:
         return self.path / "turns"
 
+    @property
+    def processed_days(self) -> Path:
+        return self.inbox / ".processed"
+
+    @property
+    def sent_days(self) -> Path:
+        return self.outbox / ".sent"
+
     def processed(self, stem: str) -> Path:
-        return self.inbox / ".processed" / day_of(ids.time_of(stem)) / f"{stem}.msg"
+        return self.processed_days / day_of(ids.time_of(stem)) / f"{stem}.msg"
 
     def sent(self, stem: str) -> Path:
-        return self.outbox / ".sent" / day_of(ids.time_of(stem)) / f"{stem}.msg"
+        return self.sent_days / day_of(ids.time_of(stem)) / f"{stem}.msg"
 
     def turn(self, stem: str, attempt: int) -> Path:
         return self.turns / f"{stem}.{attempt}.ndjson"
@@ -92,11 +111,11 @@ class Box:
         return (
             self.inbox / TMP,
             self.in_progress,
-            self.inbox / ".processed",
+            self.processed_days,
             self.failed,
             self.unreadable,
             self.outbox / TMP,
-            self.outbox / ".sent",
+            self.sent_days,
             self.turns,
         )
 
@@ -291,6 +310,17 @@ class Home:
     @property
     def supervisor_log(self) -> Path:
         return self.path / "logs" / "supervisor.log"
+
+    @property
+    def archive(self) -> Path:
+        return self.path / "archive"
+
+    def archive_of(self, day: str) -> Path:
+        return self.archive / f"{day}.ndjson.gz"
+
+    @property
+    def tidy_lock(self) -> Path:
+        return self.path / "tidy.lock"
 
     @property
     def start_lock(self) -> Path:

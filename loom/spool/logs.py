@@ -27,7 +27,6 @@ class Log:
         self._fields = fields
         self._day = ""
         self._fd = -1
-        self._torn = False
 
     def info(self, event: str, **fields: Any) -> None:
         self.write("info", event, fields)
@@ -58,10 +57,9 @@ class Log:
             if len(line) > ndjson.MAX_LINE_BYTES:
                 line = dumps({k: record[k] for k in ("ts", "level", "event")} | {"cut": True}) + b"\n"
         try:
-            fs.append(self._file(day_of(now_us // 1000)), b"\n" + line if self._torn else line)
-            self._torn = False
+            fd = self._file(day_of(now_us // 1000))
+            fs.append(fd, line if _ends_whole(fd) else b"\n" + line)
         except OSError:
-            self._torn = True  # perhaps half of it is there: the next line must not be glued to it
             self.close()
 
     def _file(self, day: str) -> int:
@@ -75,3 +73,9 @@ class Log:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _ends_whole(fd: int) -> bool:
+    """False after half a line, of ours or of a process that was killed: the next one must not be glued to it."""
+    size = os.fstat(fd).st_size
+    return not size or os.pread(fd, 1, size - 1) == b"\n"

@@ -17,7 +17,7 @@ import errno
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,10 @@ MAX_NAME_BYTES = 255
 
 # An entry that cannot be moved: immutable or somebody else's, or a mount point. No fault of disk or descriptors.
 _UNMOVABLE = (errno.EPERM, errno.EACCES, errno.EBUSY)
+
+
+class Unmovable(OSError):
+    """An entry that cannot be moved away: it stays where it is, and the others are served without it."""
 
 
 class Conflict(Exception):
@@ -62,33 +66,45 @@ def deliver(box: Box, stem: str, data: bytes) -> bool:
     Raises Conflict when the name is known with other bytes, OSError when the disk refuses (nothing accepted).
     """
     if find(box, stem) is None and fs.publish(box.inbox / f"{stem}.msg", data):
+        _check_only(box, stem, data)
         return True
     _check_known(box, stem, data)
     return False
 
 
 def deliver_all(box: Box, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
-    """deliver() for many: one sync of the directory for all of them.
+    """deliver() for many: one sync for their contents and one of the directory.
+
+    Raises as deliver_many.
+    """
+    return deliver_many([(box, stem, data) for stem, data in messages])
+
+
+def deliver_many(mail: Sequence[tuple[Box, str, bytes]]) -> list[bool]:
+    """deliver() for many messages to many mailboxes, whose syncs are shared.
 
     Raises Conflict before any is written, unless another sender takes one of the names at this very moment; and
-    OSError: some may lie in the inbox then, none is accepted, and delivering all of them again is safe.
+    OSError: some may lie in an inbox then, none is accepted, and delivering all of them again is safe.
     """
-    fresh: dict[str, bytes] = {}
-    for stem, data in messages:
-        if fresh.get(stem, data) != data:
+    fresh: dict[Path, tuple[Box, str, bytes]] = {}
+    places = [box.inbox / f"{stem}.msg" for box, stem, _ in mail]
+    for place, (box, stem, data) in zip(places, mail, strict=True):
+        if place in fresh and fresh[place][2] != data:
             raise Conflict(f"two messages named {stem} with different content in one delivery")
         if find(box, stem) is None:
-            fresh[stem] = data
+            fresh[place] = (box, stem, data)
         else:
             _check_known(box, stem, data)
-    made = fs.publish_all((box.inbox / f"{stem}.msg", data) for stem, data in fresh.items())
-    new = {stem for stem, is_new in zip(fresh, made, strict=True) if is_new}
-    for stem in fresh.keys() - new:
-        _check_known(box, stem, fresh[stem])
+    made = fs.publish_all((place, data) for place, (_, _, data) in fresh.items())
+    new = {place for place, is_new in zip(fresh, made, strict=True) if is_new}
+    for place in new:
+        _check_only(*fresh[place])
+    for place in fresh.keys() - new:
+        _check_known(*fresh[place])
     results = []
-    for stem, _ in messages:
-        results.append(stem in new)
-        new.discard(stem)
+    for place in places:
+        results.append(place in new)
+        new.discard(place)
     return results
 
 
@@ -121,8 +137,33 @@ def _check_known(box: Box, stem: str, data: bytes) -> None:
             same = False
         if not same:
             raise Conflict(f"a message named {stem} with other content is already in {known.parent}")
+        _check_only(box, stem, data)
         return
     # It was here and is gone: somebody finished it and put it away, so it was accepted.
+
+
+def _check_only(box: Box, stem: str, data: bytes) -> None:
+    """Raises Conflict when other bytes of this name are on their way too.
+
+    Another sender's message may have been published and claimed after we had looked, and its name was free again. It
+    is looked for in the order in which messages move, the inbox last: one that is tried again comes back there.
+    """
+    name = f"{stem}.msg"
+    for place in (
+        box.in_progress / name,
+        box.processed(stem),
+        box.failed / name,
+        box.unreadable / name,
+        box.inbox / name,
+    ):
+        try:
+            same = fs.read(place, message.MAX_BYTES) == data
+        except FileNotFoundError:
+            continue
+        except (fs.NotRegular, fs.TooLarge):
+            same = False
+        if not same:
+            raise Conflict(f"a message named {stem} with other content is already in {place.parent}")
 
 
 # -- claim ----------------------------------------------------------------------------------------------------
@@ -135,7 +176,9 @@ class Inbox:
         self.box = box
         self._backlog: deque[str] = deque()
         self._skip: set[str] = set()
-        self.odd: set[str] = set()  # entries that do not end in .msg, for the log; told once
+        self._ours = {directory.name for directory in box.directories()}
+        self.unmovable: list[tuple[str, str]] = []  # (name, why) of what was skipped, for the log
+        self.odd: set[str] = set()  # entries whose names are not those of messages, for the log; told once
         self.odd_told: set[str] = set()
         self.set_aside: list[tuple[str, str]] = []  # (name, reason) of what was found unreadable
 
@@ -152,17 +195,14 @@ class Inbox:
         """
         while self.waiting():
             name = self._backlog.popleft()
-            mine = self.box.in_progress / name
+            source = self.box.inbox / name
             try:
-                outcome = fs.move(self.box.inbox / name, mine)
+                outcome = _move(source, self.box.in_progress / name)
                 if outcome == "conflict":
-                    _set_aside(
-                        self.box, self.box.inbox / name, "conflict", "another message of this name is in progress"
-                    )
-            except OSError as error:
-                if error.errno not in _UNMOVABLE:
-                    raise
+                    _set_aside(self.box, source, "conflict", "another message of this name is in progress")
+            except Unmovable as error:
                 self._skip.add(name)  # the queue goes on without it
+                self.unmovable.append((name, error.strerror or str(error)))
                 continue
             if outcome == "conflict":
                 self.set_aside.append((name, "conflict"))
@@ -174,15 +214,20 @@ class Inbox:
         return None
 
     def _list(self) -> None:
-        names = []
-        for name in os.listdir(self.box.inbox):
-            if name.endswith(".msg") and not name.startswith("."):
-                if name not in self._skip:
-                    names.append(name)
-            elif not name.startswith(".") and name not in self.odd_told:
-                self.odd.add(name)
-        names.sort()
-        self._backlog.extend(names)
+        names, odd = _listed(self.box.inbox, self._ours)
+        self._backlog.extend(name for name in names if name not in self._skip)
+        self.odd.update(name for name in odd if name not in self.odd_told)
+
+
+def _listed(directory: Path, ours: Collection[str]) -> tuple[list[str], list[str]]:
+    """(names that are to be taken for messages, oldest first; other names but `ours`)."""
+    names, odd = [], []
+    for name in os.listdir(directory):
+        if name.endswith(ids.MESSAGE_SUFFIX) and not name.startswith("."):
+            names.append(name)
+        elif name not in ours:
+            odd.append(name)
+    return sorted(names), odd
 
 
 def in_progress(box: Box) -> list[str]:
@@ -191,7 +236,10 @@ def in_progress(box: Box) -> list[str]:
 
 
 def take(box: Box, name: str) -> Claimed | str:
-    """Read a message that lies in `.in-progress/`; set aside when it is at fault, the reason is returned then."""
+    """Read a message that lies in `.in-progress/`; set aside when it is at fault, the reason is returned then.
+
+    `unmovable` is the reason of one that can neither be read nor set aside: it stays there.
+    """
     path = box.in_progress / name
     stem = ids.stem_of(name)
     try:
@@ -200,7 +248,10 @@ def take(box: Box, name: str) -> Claimed | str:
         raw = read_message(path)
         return Claimed(stem, message.decode(raw, stem), raw)
     except Unreadable as error:
-        _set_aside(box, path, error.reason, str(error))
+        try:
+            _set_aside(box, path, error.reason, str(error))
+        except Unmovable:
+            return "unmovable"
         return error.reason
 
 
@@ -217,7 +268,7 @@ def read_message(path: Path) -> bytes:
 
 
 def _set_aside(box: Box, path: Path, reason: str, detail: str) -> None:
-    """Move an entry to `.unreadable/` and write the reason beside it. Its content is not touched."""
+    """Move an entry to `.unreadable/` and write the reason beside it. Its content is not touched. Raises Unmovable."""
     _put_aside(box.unreadable, path, reason, detail)
 
 
@@ -234,9 +285,21 @@ def _put_aside(directory: Path, path: Path, reason: str, detail: str) -> None:
         fs.calls.rename_noreplace(str(path), str(target))
     except FileNotFoundError:
         fs.remove(error)  # somebody took it away
-    except OSError:
+    except OSError as refusal:
         fs.remove(error)
-        raise
+        raise _refused(path, refusal) from None
+
+
+def _move(source: Path, target: Path) -> fs.Moved:
+    """fs.move(), raising Unmovable for what is the entry's own fault."""
+    try:
+        return fs.move(source, target)
+    except OSError as error:
+        raise _refused(source, error) from None
+
+
+def _refused(path: Path, error: OSError) -> OSError:
+    return Unmovable(error.errno, error.strerror, str(path)) if error.errno in _UNMOVABLE else error
 
 
 # -- look, answer, acknowledge, fail ---------------------------------------------------------------------------
@@ -341,20 +404,29 @@ def failed(box: Box) -> list[str]:
 # -- outbox ----------------------------------------------------------------------------------------------------
 
 
-def outgoing(box: Box) -> list[str]:
-    """File names in the outbox, oldest first."""
-    return sorted(n for n in os.listdir(box.outbox) if n.endswith(".msg") and not n.startswith("."))
+def outgoing(box: Box, odd: set[str] | None = None) -> list[str]:
+    """File names in the outbox, oldest first. `odd` gets the names that are not those of messages, for the log.
+
+    Raises NotADirectoryError for a link too: what lies elsewhere is not this agent's to send.
+    """
+    if box.outbox.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a link", str(box.outbox))
+    ours = {*(directory.name for directory in box.directories()), box.refused.name}
+    names, others = _listed(box.outbox, ours)
+    if odd is not None:
+        odd.update(others)
+    return names
 
 
 def mark_sent(box: Box, stem: str) -> None:
-    """Move a routed reply to `.sent/`."""
+    """Move a routed reply to `.sent/`. Raises Unmovable."""
     source = box.outbox / f"{stem}.msg"
-    if fs.move(source, box.sent(stem)) == "conflict":
+    if _move(source, box.sent(stem)) == "conflict":
         refuse(box, f"{stem}.msg", "conflict", "another message of this name was sent before")
 
 
 def refuse(box: Box, name: str, reason: str, detail: str) -> None:
-    """Move an outbox entry that may not be routed to `.refused/`, with its reason."""
+    """Move an outbox entry that may not be routed to `.refused/`, with its reason. Raises Unmovable."""
     fs.ensure_dir(box.refused)
     _put_aside(box.refused, box.outbox / name, reason, detail)
 

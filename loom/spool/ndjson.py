@@ -16,6 +16,8 @@ from loom.spool import fs
 from loom.wire.jsontext import MAX_DEPTH, Malformed, dumps, loads_object, too_deep
 
 MAX_LINE_BYTES = 64 << 10
+_TAIL_BYTES = 64 << 10  # read first of a long file, then twice as much, until enough lines are there
+_MOST_TAIL_BYTES = 2 << 20
 
 
 class Damaged(Exception):
@@ -46,17 +48,20 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
 class Appender:
     """The one writer of an NDJSON file. Opening cuts off a torn end; `records` are those that were whole.
 
+    last  read no more than about so many lines of the end, and at most 2 MiB: of a file that grows for ever the
+          beginning is neither read nor checked. None: the whole file
+
     After a failed write or sync the end of the file is unknown: nothing more is written until it is opened anew.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, last: int | None = None) -> None:
         self.path = path
         self.created = not path.exists()
         self._fd = fs.open_append(path)
         self._dir_synced = False
         self._failed = False
         try:
-            self.records, self.cut = _repair(path, self._fd)
+            self.records, self.cut = _repair(path, self._fd, last)
         except BaseException:
             self.close()
             raise
@@ -70,6 +75,15 @@ class Appender:
         self._failed = True
         fs.append(self._fd, line + b"\n")
         self._failed = False
+
+    def settle_name(self) -> None:
+        """Make the name of a file that goes on for ever durable before its first record, and never again.
+
+        So a file that holds a record has a durable name, whoever wrote it, and sync() need not see to it each time.
+        """
+        if not self.records:
+            fs.calls.fsync_dir(str(self.path.parent))
+        self._dir_synced = True
 
     def sync(self) -> None:
         """Everything appended so far survives a power cut, the file's name included."""
@@ -87,26 +101,62 @@ class Appender:
             self._fd = -1
 
 
-def _repair(path: Path, fd: int) -> tuple[list[dict[str, Any]], int]:
-    """(good records, bytes cut off). Raises Damaged when a good record stands behind a bad one."""
+def torn_bytes(path: Path) -> int:
+    """How many bytes opening the file would cut off its end. Raises Damaged as that would."""
     data = fs.read(path)
+    return len(data) - _good(path, data)[1]
+
+
+def _repair(path: Path, fd: int, last: int | None) -> tuple[list[dict[str, Any]], int]:
+    """(good records, bytes cut off). Raises Damaged when a good record stands behind a bad one."""
+    start, data = (0, fs.read(path)) if last is None else _tail(fd, last)
+    records, good = _good(path, data, start)
+    if start and not records:
+        return _repair(path, fd, None)  # the torn end begins before what was read
+    cut = len(data) - good
+    if cut:
+        keep_torn(path, data[good:], start + good)
+        fs.calls.truncate(fd, start + good)
+        fs.calls.fsync(fd)
+    return records, cut
+
+
+def _good(path: Path, data: bytes, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """(the records that are whole, how many bytes they take); `data` is the file from byte `start` on."""
     lines, _ = whole_lines(data)
     records: list[dict[str, Any]] = []
-    good_bytes = 0
+    good = 0
     for number, line in enumerate(lines):
         try:
             records.append(loads_object(line))
         except Malformed as error:
             if any(_is_good(later) for later in lines[number + 1 :]):
-                raise Damaged(f"{path}:{number + 1}: {error}, and good records stand behind it") from None
+                before = fs.read(path)[: start + good].count(b"\n")
+                raise Damaged(f"{path}:{before + 1}: {error}, and good records stand behind it") from None
             break
-        good_bytes += len(line) + 1
-    cut = len(data) - good_bytes
-    if cut:
-        keep_torn(path, data[good_bytes:], good_bytes)
-        fs.calls.truncate(fd, good_bytes)
-        fs.calls.fsync(fd)
-    return records, cut
+        good += len(line) + 1
+    return records, good
+
+
+def _tail(fd: int, last: int) -> tuple[int, bytes]:
+    """(offset, bytes from there to the end): `last` whole lines of the end if there are so many, or 2 MiB of it.
+
+    A torn end without any newline is read to where it begins, however long it is.
+    """
+    size = os.fstat(fd).st_size
+    wanted = _TAIL_BYTES
+    while wanted < size:
+        start = size - wanted
+        data = os.pread(fd, wanted, start)
+        # The first line of what was read is cut by us and not by a crash; so the line before the last ones is needed.
+        newlines = data.count(b"\n")
+        if newlines > last or (newlines > 1 and wanted >= _MOST_TAIL_BYTES):
+            begin = data.find(b"\n") + 1
+            for _ in range(newlines - 1 - last):
+                begin = data.find(b"\n", begin) + 1
+            return start + begin, data[begin:]
+        wanted *= 2
+    return 0, os.pread(fd, size, 0)
 
 
 def refuse_after_failure(failed: bool, path: Path) -> None:

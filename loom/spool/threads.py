@@ -12,16 +12,23 @@ from typing import Any
 from loom.spool import fs, locks, ndjson
 from loom.spool.layout import AgentDir
 from loom.wire.errors import Config
+from loom.wire.message import Message
 
+LAST_LINES = 256  # no turn takes up more: what a message costs must not grow with all that was said before it
 _MAX_TEXT_BYTES = ndjson.MAX_LINE_BYTES - 1024
 
 
 class Thread:
-    """One conversation, held. `history` is what was said, oldest first."""
+    """One conversation, held. `history` is the newest part of what was said, oldest first: some hundred lines."""
 
     def __init__(self, path: Path, lock: locks.Lock) -> None:
         self._lock = lock
-        self._file = ndjson.Appender(path)
+        self._file = ndjson.Appender(path, LAST_LINES)
+        try:
+            self._file.settle_name()
+        except BaseException:
+            self._file.close()
+            raise
         self.history = self._file.records
 
     def append(self, stem: str, said: list[tuple[str, str]]) -> None:
@@ -47,6 +54,11 @@ def _cut(text: str) -> str:
     if len(text) * 6 < _MAX_TEXT_BYTES or len(text.encode()) * 2 < _MAX_TEXT_BYTES:
         return text
     return text[: _MAX_TEXT_BYTES // 6] + " […]"
+
+
+def name_of(message: Message) -> str:
+    """The conversation a message belongs to: its own, `main` without one, none for typed orders."""
+    return "" if message.kind else message.thread or "main"
 
 
 def hold(agent: AgentDir, thread: str) -> Thread | None:

@@ -24,6 +24,8 @@ SKIPPED = (".git",)
 TMP_PREFIX = ".loom-tmp-"  # what a killed write left behind, of ours and of write-file
 MAX_FILES = 50_000
 MAX_BYTES = 4 << 30
+MARGIN_BYTES = 1 << 20  # what a copy of a workspace leaves free: mail, turns and journals need it
+MARGIN_FILES = 64
 LINK = "link"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -73,7 +75,8 @@ def copy(source: Path, target: Path, without: Path | None = None) -> Manifest:
 
     The source may be somebody's who works on: what goes away meanwhile is left out. So is the directory `without`
     and, should the target lie in the source, the target.
-    Raises NotFound when there is no source, BadInput when it is larger than MAX_FILES or MAX_BYTES, OSError.
+    Raises NotFound when there is no source, BadInput when it is larger than MAX_FILES or MAX_BYTES, OSError: ENOSPC
+    before anything is written where the copy would fill the disk. What a failed copy had written is removed.
     """
     if not source.is_dir():
         raise NotFound(f"the workspace {source} is not a directory")
@@ -84,10 +87,56 @@ def copy(source: Path, target: Path, without: Path | None = None) -> Manifest:
     skipped = {_inode(os.stat(p)) for p in (target, without) if p is not None and p.is_dir()}
     fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        _check_space(target, *_measure(fd, skipped))
         _copy_below(fd, target, "", manifest, total, skipped)
+    except OSError:
+        fs.remove_tree(target)  # or it would keep the disk full until the next try
+        raise
     finally:
         os.close(fd)
     return dict(sorted(manifest.items()))
+
+
+def _measure(directory: int, skipped: Collection[_Inode]) -> tuple[int, int]:
+    """(entries, bytes) that a copy of this would have; what goes away meanwhile is not counted."""
+    entries = size = 0
+    for entry in _entries(directory):
+        try:
+            found = entry.stat(follow_symlinks=False)
+            entries += 1
+            if stat.S_ISREG(found.st_mode):
+                size += found.st_size
+            elif stat.S_ISDIR(found.st_mode) and _inode(found) not in skipped:
+                below = os.open(entry.name, _DIRECTORY, dir_fd=directory)
+                try:
+                    more = _measure(below, skipped)
+                finally:
+                    os.close(below)
+                entries, size = entries + more[0], size + more[1]
+        except (FileNotFoundError, PermissionError):
+            continue
+        if entries > MAX_FILES or size > MAX_BYTES:
+            break  # too large; copying it says so
+    return entries, size
+
+
+def _check_space(target: Path, entries: int, size: int) -> None:
+    """Raises ENOSPC when so much does not fit and leave a margin for everybody else."""
+    free = os.statvfs(target)
+    free_bytes = free.f_bavail * free.f_frsize
+    needed = size + entries * free.f_frsize // 2 + MARGIN_BYTES  # a file's last block is half empty on average
+    if needed > free_bytes:
+        raise _no_space(target, f"{_mib(needed)} of space are needed, {_mib(free_bytes)} are free")
+    if free.f_files and entries + MARGIN_FILES > free.f_favail:  # some file systems do not count inodes
+        raise _no_space(target, f"{entries + MARGIN_FILES} inodes are needed, {free.f_favail} are free")
+
+
+def _no_space(target: Path, why: str) -> OSError:
+    return OSError(errno.ENOSPC, f"no space left for a copy of the workspace: {why}", str(target))
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
 
 
 _Inode = tuple[int, int]

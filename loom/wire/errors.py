@@ -7,7 +7,14 @@ when to come back. Bugs are not in this tree: they keep their traceback and end 
 
 from __future__ import annotations
 
+import errno
+
 from loom.wire import exits
+
+# What a machine lacks for a while, whatever the work is: descriptors, memory, processes, space, a healthy disk.
+LACKS = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOBUFS)
+)
 
 
 class LoomError(Exception):
@@ -80,6 +87,13 @@ class Disk(LoomError):
 
     exit_status = exits.DISK
     kind = "disk"
+
+
+def raise_lack(error: Exception, tried: str) -> None:
+    """Raises Disk when `error` is a lack of the machine and no fault of what was tried; returns otherwise."""
+    if isinstance(error, OSError) and error.errno in LACKS:
+        hint = "free what is used up, or raise the limits (ulimit -a), then try again"
+        raise Disk(f"{tried}: {error.strerror or error}", hint=hint) from error
 
 
 class TryLater(LoomError):

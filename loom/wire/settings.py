@@ -61,6 +61,11 @@ TABLE: tuple[Setting, ...] = (
     Setting("goal.max_replans", "int", 2, "how often a goal is planned anew", least=0),
     Setting("goal.min_confidence", "float", 0.5, "a result below it would be asked about, and blocks", least=0),
     Setting("goal.order_timeout", "float", 1800.0, "seconds after which an order to a role is given up", least=1),
+    Setting("retention.messages", "float", 7.0, "days until finished messages and their turns are archived", least=0),
+    Setting("retention.blobs", "float", 7.0, "days until a blob to which nobody refers is set aside", least=1),
+    Setting("retention.logs_packed", "float", 1.0, "days until a log is packed", least=0),
+    Setting("retention.logs", "float", 30.0, "days until a log is removed", least=1),
+    Setting("retention.crashes", "float", 90.0, "days until a crash record is removed", least=1),
 )
 
 Settings = Mapping[str, Any]

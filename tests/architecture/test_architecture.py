@@ -29,7 +29,16 @@ ARROWS: dict[str, set[str]] = {
 }
 
 # (module, room or module it also imports): why. `cli` names daemons by string only.
-ALSO: dict[tuple[str, str], str] = {}
+_MAY_GO = "what may go and what a finding means is decided in core; gc and fsck need no daemon to carry it out"
+ALSO: dict[tuple[str, str], str] = {
+    ("loom.spool.broom", "core"): _MAY_GO,
+    ("loom.spool.litter", "core"): _MAY_GO,
+    ("loom.spool.retention", "core"): _MAY_GO,
+    ("loom.spool.findings", "core"): _MAY_GO,
+    ("loom.spool.fsck", "core"): _MAY_GO,
+    ("loom.spool.fsck_mail", "core"): _MAY_GO,
+    ("loom.spool.fsck_goals", "core"): _MAY_GO,
+}
 
 # module: the calls it may make besides, and why. Everything else that changes files is in spool/fs.py.
 ALSO_CHANGES_FILES: dict[str, tuple[set[str], str]] = {}

@@ -1,125 +1,60 @@
-"""Whole processes as cases for the harness: the runner's mailbox loop, and a goal from asking to landing.
+"""The runner and the filter as cases for the harness: whole lives of the real programs, with only the far side doubled.
 
-What runs is the real thing: MailboxLoop, ChatWorker, KeeperWorker, Router, Goal. Only the far sides are played here:
-the model, whose every answer differs from the one before, the tools, which count their effects, and the hand of an
-executor, which writes what its model would have written through tools. A kill takes all processes at once; what
-recovers is the same loops, started again.
+A life of a runner is what the supervisor starts: lock, recovery, mailbox loop, exit status (service.serve). A filter
+is the command line that a person types, begun and resumed.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import io
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from hashlib import sha256
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from crash_cases import Worker as Kernel
-from crash_cases import answered_once, letter, lines_whole, note, noted, stem, tidy
-from harness import Case
+from crash_cases import answered_once, letter, lines_whole, stem, tidy
+from crash_far_side import asked_as_agreed, far_side, make_note, one_life, plain_files
+from harness import Case, crashes, noted, undisturbed
 
-from loom.core.goal import reduce as reducing
-from loom.daemons.goalkeeping import Goal
-from loom.daemons.keeper import KeeperWorker
-from loom.daemons.router import Router
+from loom.cli import main as command_line
 from loom.daemons.runner import ChatWorker
-from loom.daemons.service import Agent, Done, MailboxLoop
-from loom.daemons.turnloop import Tools
-from loom.proc.stopping import Stopping
-from loom.spool import agents, fs, goals, journal, locks, mailbox
+from loom.spool import agents, locks, mailbox, ndjson
 from loom.spool.home import open_home
-from loom.spool.layout import Home
-from loom.spool.logs import Log
-from loom.spool.turns import Turn
+from loom.spool.layout import AgentDir, Home
+from loom.wire import exits
 from loom.wire.agent import AgentSpec
-from loom.wire.chat import ChatReply, ChatRequest, Chunk, ToolCall, ToolSpec, Usage
+from loom.wire.chat import ChatRequest
 from loom.wire.errors import BadInput
-from loom.wire.event import Event
-from loom.wire.goal import GoalSpec, Limits
 
 AGENT = "worker"
-BOOT = locks.Incarnation(1, 1, "boot-of-this-test")
-NOW_NS = 1_790_000_000_000_000_000
-_ENV = {"LOOM_ALLOW_FILESYSTEM": "1"}
-
-
-class _Silent(Log):
-    """Logs decide nothing and are not synced; without them there are a third fewer calls to disturb."""
-
-    def write(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        pass
-
-
-def _agent(root: Path, name: str) -> Agent:
-    home = Home(root)
-    directory = home.agent(name)
-    return Agent(home, directory, agents.read_spec(directory), _Silent(directory.logs), Stopping())
-
-
-def _serve(root: Path, name: str, make: Callable[[Agent], Any]) -> None:
-    """One life of a runner: recover, work until nothing is left, leave."""
-    agent = _agent(root, name)
-    loop = MailboxLoop(agent, make(agent), BOOT)
-    try:
-        loop.recover()
-        loop.run(drain=True)
-    finally:
-        loop.close()
+ENV = {"LOOM_ALLOW_FILESYSTEM": "1"}
 
 
 # -- the runner ------------------------------------------------------------------------------------------------
 
 
-class _Model:
-    """The far side: no two answers are alike, and every question is noted before it is answered."""
-
-    name = "test/model"
-
-    def __init__(self, root: Path, box: Any) -> None:
-        self.root, self.box = root, box
-
-    def stream(self, request: ChatRequest) -> Iterator[Chunk]:
-        (working,) = mailbox.in_progress(self.box)
-        name = working.removesuffix(".msg")
-        attempt = mailbox.attempts(self.box, name)
-        body = next(m.text for m in reversed(request.messages) if m.role == "user")
-        step = sum(1 for m in request.messages if m.role == "assistant" and m.calls)
-        text = f"answer {len(noted(self.root, 'asked')) + 1} to {body}"
-        calls: tuple[ToolCall, ...] = ()
-        if "tool" in body and step == 0:
-            calls = (ToolCall(f"call-{name[-4:]}", "note", {}),)
-        note(self.root, "asked", {"stem": name, "attempt": attempt, "step": step, "text": text})
-        if "fails once" in body and attempt == 0:
-            raise BadInput("this cannot be answered")
-        yield ChatReply(text, calls, "tool_calls" if calls else "end", Usage(1, 1))
-
-
-def _run_tool(root: Path, call: ToolCall) -> Mapping[str, Any]:
-    note(root, "effects", {"id": call.id})
-    return {"status": "ok", "result": "noted"}
-
-
-def _chat(root: Path, agent: Agent) -> ChatWorker:
-    worker = ChatWorker(agent)
-    worker.model = _Model(root, agent.dir)
-    spec = ToolSpec("note", "notes", {"type": "object"})
-    worker.tools = Tools({"note": spec}, lambda call: _run_tool(root, call))
-    return worker
+def _answer(number: int, step: int, request: ChatRequest, box: AgentDir, stem: str) -> str | tuple[str, dict[str, Any]]:
+    body = next(m.text for m in reversed(request.messages) if m.role == "user")
+    if "fails once" in body and mailbox.attempts(box, stem) == 0:
+        raise BadInput("this cannot be answered")
+    if "tool" in body and step == 0:
+        return make_note(number)
+    return f"answer {number} to {body}"
 
 
 def _runner(root: Path) -> None:
-    _serve(root, AGENT, partial(_chat, root))
+    with far_side(root, _answer):
+        one_life(root / "agents" / AGENT, ChatWorker)
 
 
 _LETTERS = (letter(1, "one"), letter(2, "use a tool"))
 
 
 def _runner_setup(root: Path) -> None:
-    home = open_home(root, _ENV)
-    box = agents.create(home, AgentSpec(AGENT, "builtin/echo"), "You are a test.", "up")
+    home = open_home(root, ENV)
+    box = agents.create(home, AgentSpec(AGENT, "builtin/echo", tools=("note",)), "You are a test.", "up")
     for name, data in _LETTERS:
         mailbox.deliver(box, name, data)
 
@@ -128,10 +63,18 @@ def _runner_check(root: Path) -> None:
     tidy(root)
     lines_whole(root)
     answered_once(root, Kernel(), {stem(1): 0, stem(2): 0})
+    _as_agreed(root)
+
+
+def _as_agreed(root: Path) -> None:
+    box = Home(root).agent(AGENT)
+    asked_as_agreed(root, [box], root / "blobs")
+    plain_files(box.path)
+    assert not locks.is_held(box.lock), "somebody still holds the lock"
 
 
 def _failing_setup(root: Path) -> None:
-    home = open_home(root, _ENV)
+    home = open_home(root, ENV)
     box = agents.create(home, AgentSpec(AGENT, "builtin/echo"), "", "up")
     for name, data in (letter(1, "fails once"), letter(2, "two")):
         mailbox.deliver(box, name, data)
@@ -156,141 +99,107 @@ def _failing_check(root: Path) -> None:
         assert mailbox.attempts(box, name) == attempt
         found = [mailbox.find_reply(box, AGENT, name, a) for a in range(attempt + 2)]
         assert [r.error for r in found if r is not None] == [True] * attempt + [False]
+    _as_agreed(root)
 
 
-# -- a goal ----------------------------------------------------------------------------------------------------
+# -- the filter ------------------------------------------------------------------------------------------------
 
-GOAL_CLASS = Goal  # the mutants put theirs here
-GOAL = "20260922-two-notes-test"
-_PLAN = {
-    "subtasks": [
-        {"id": "one", "instruction": "write one", "deliverables": ["notes/one.md"], "level": 2},
-        {"id": "all", "instruction": "write all", "deliverables": ["ALL.md"], "depends_on": ["one"], "level": 1},
-    ]
-}
+POET = "poet"
 
 
-class _Hand:
-    """An executor whose model and tools are played: it writes the deliverables, differently at each call."""
-
-    def __init__(self, root: Path, agent: Agent) -> None:
-        self.root = root
-
-    def work(self, claimed: mailbox.Claimed, turn: Turn) -> Done:
-        data = claimed.message.data or {}
-        subtask = data["payload"]["subtask"]
-        note(self.root, "asked", {"order": claimed.stem})
-        for path in subtask["deliverables"]:
-            target = Path(data["workspace"]) / path
-            target.parent.mkdir(exist_ok=True)
-            target.write_text(f"attempt {len(noted(self.root, 'asked'))} at {subtask['id']}\n")
-        return Done("done", {"status": "done", "summary": subtask["id"]})
+def _poem(number: int, step: int, request: ChatRequest, box: AgentDir, stem: str) -> str | tuple[str, dict[str, Any]]:
+    return make_note(number) if step == 0 else f"answer {number}"
 
 
-class _Says:
-    """A planner or verifier whose model always says this."""
-
-    def __init__(self, data: Mapping[str, Any], agent: Agent) -> None:
-        self.data = data
-
-    def work(self, claimed: mailbox.Claimed, turn: Turn) -> Done:
-        return Done("said", dict(self.data))
+@contextlib.contextmanager
+def at_home(root: Path) -> Iterator[Home]:
+    """This home is that of the command line."""
+    os.environ |= {"LOOM_HOME": str(root / "home"), "LOOM_LOG": "info", **ENV}
+    yield Home(root / "home")
 
 
-_VERDICT = {"passed": True, "confidence": 0.9, "findings": [], "inconclusive": False}
+def typed(root: Path, *words: str) -> int:
+    """A command as a person types it; what it says goes into the book `said`. Raises OSError where the disk refused."""
+    errors = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    with (
+        (root / "said").open("a", encoding="utf-8", buffering=1) as out,  # at once: what was said stays said
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        status = command_line.main(list(words))
+        errors.seek(0)
+        error = errors.read()
+    if status in (exits.DISK, exits.TRY_LATER):
+        assert error.startswith("loom: ") or "\nloom: " in error, (
+            f"status {status}, and no word of the cause: {error!r}"
+        )
+        raise OSError(error)
+    assert status != exits.BUG, error
+    return status
 
 
-def _goal_setup(root: Path) -> None:
-    home = open_home(root / "home", _ENV)
-    fs.replace(home.config, b"pools: {planner: 1, executor: 1, verifier: 1, keeper: 1}\n")
-    agents.create(home, AgentSpec("router", "builtin", runner="router"), "", "up")
-    source = root / "source"
-    source.mkdir()
-    (source / "given.md").write_text("given\n")
-    models = dict.fromkeys(("planner", "executor", "verifier"), "builtin")
-    limits = Limits(order_timeout_s=1e8)  # the goal's clock stands still; the runners' does not
-    spec = GoalSpec(GOAL, "two notes", "tester", NOW_NS // 1_000_000, models, "source", land=True, limits=limits)
-    goals.create(home, spec)
-    _router(root / "home", itertools.count()).close()  # makes the pools
-    fs.remove(home.wake_fifo("router"))  # a copied directory may hold no FIFO
+def said(root: Path) -> list[str]:
+    """The lines that commands have printed."""
+    return (root / "said").read_text().splitlines() if (root / "said").exists() else []
 
 
-def _router(home: Path, numbers: Iterator[int]) -> Router:
-    def draw(count: int) -> bytes:
-        return sha256(str(next(numbers)).encode()).digest()[:count]
-
-    make = partial(GOAL_CLASS, clock_ns=lambda: NOW_NS + next(numbers) * 1_000_000, draw=draw)
-    router = Router(_agent(home, "router"), BOOT, make)
-    router.watch = None
-    return router
+def _filter_setup(root: Path) -> None:
+    home = open_home(root / "home", ENV)
+    (home.path / "tools").mkdir(exist_ok=True)
 
 
-def _goal(root: Path) -> None:
-    """Router and pool take turns until the goal is over.
-
-    Paths are relative: orders name them, and with the trial's own directory in them no two would be the same bytes.
-    """
-    os.chdir(root)
-    home = Path("home")
-    seen = goals.events(Home(home), Home(home).goal(GOAL))
-    router = _router(home, itertools.count(1000 * (1 + sum(1 for _ in seen))))
-    makers: dict[str, Callable[[Agent], Any]] = {
-        "planner-1": partial(_Says, {"plan": _PLAN}),
-        "executor-1": partial(_Hand, root),
-        "verifier-1": partial(_Says, _VERDICT),
-        "keeper-1": KeeperWorker,
-    }
-    try:
-        for _ in range(100):
-            router.sweep()
-            if not router.goals:
-                return
-            for name, make in makers.items():
-                if agents.has_mail(Home(home).agent(name)):
-                    _serve(home, name, make)
-    finally:
-        router.close()
-    raise AssertionError("the goal does not come to an end")
+def _filter(root: Path) -> None:
+    with at_home(root), far_side(root, _poem):
+        status = typed(root, "agent", "start", POET, "--model", "builtin/echo", "--prompt", "a poem", "--tools", "note",
+                       "--thread", "verse", "--system", "You are a poet.", "-w", str(root))  # fmt: skip
+        assert status == exits.DONE, status
 
 
-def events(root: Path) -> list[Event]:
-    """The goal's journal."""
+def _filter_again(root: Path) -> None:
+    """The person goes on with what was left; with nothing left and nothing said, asks anew."""
+    with at_home(root), far_side(root, _poem):
+        while (status := typed(root, "agent", "start", POET, "--resume")) == exits.DONE:
+            pass
+        assert status == exits.NOT_FOUND, status
+    if not said(root):
+        _filter(root)
+
+
+def _filter_check(root: Path) -> None:
     home = Home(root / "home")
-    return list(goals.events(home, home.goal(GOAL)))
-
-
-def _goal_check(root: Path) -> None:
-    home = Home(root / "home")
-    goal = home.goal(GOAL)
     tidy(home.path)
     lines_whole(home.path)
-    assert journal.audit(goal.journal, home.blobs, home.head(GOAL)) == []
-    happened = events(root)
-    state = reducing.fold(happened)
-    assert (state.status, state.landing) == ("completed", "landed"), (state.status, state.reason, state.landing)
-    _once(happened, "order.dispatched", "name")
-    _once(happened, "order.reported", "order")
-    _once(happened, "subtask.committed", "subtask")
-    _once(happened, "subtask.applied", "subtask")
-    causes = Counter(e.cause for e in happened if not e.cause.startswith("seq:"))
-    assert set(causes.values()) == {1}, f"a file caused two events: {causes}"
-    source = root / "source"
-    for path in ("notes/one.md", "ALL.md"):
-        landed = (source / path).read_bytes()
-        assert landed == (goal.workspace / path).read_bytes()
-        assert landed.startswith(b"attempt "), landed
-    strays = [p.name for place in (source, goal.workspace) for p in place.rglob(".loom-tmp-*")]
-    assert not strays, strays
-    assert (source / "given.md").read_text() == "given\n"
+    told = said(root)
+    answers = [a["text"] for a in noted(root, "asked") if a["step"] == 1]
+    assert told and set(told) <= set(answers), f"said {told}, answered {answers}"
+    assert len(set(told)) == 1, f"the same question has two answers: {told}"
+    assert len(told) <= 1 + crashes(root), f"said {len(told)} times"
+    # Of the two questions of the turn each was answered once more at most for each death.
+    asked = noted(root, "asked")
+    assert len(asked) <= 2 + crashes(root), f"{len(asked)} questions"
+    effects = [e["id"] for e in noted(root, "effects")]
+    assert len(effects) == len(set(effects)), f"a tool acted twice: {effects}"
+    left = [p for p in home.filters.iterdir() if (p / f"{p.name}.msg").exists()] if home.filters.is_dir() else []
+    assert not left, f"a finished filter is left: {left}"
+    lines = ndjson.read_objects(home.agent(POET).conversation("verse"))
+    keys = [(line["name"], line["role"]) for line in lines]
+    assert len(keys) == len(set(keys)), f"said twice in the conversation: {keys}"
+    assert [line["text"] for line in lines][-1] == told[-1]
 
 
-def _once(events: list[Any], type_: str, field: str) -> None:
-    counts = Counter(e.data[field] for e in events if e.type == type_)
-    assert counts and set(counts.values()) == {1}, f"{type_}: {counts}"
+def _filter_crashed(root: Path) -> None:
+    """What counts is whole: a directory with a message has its agent and its prompt."""
+    home = Home(root / "home")
+    tidy(home.path)
+    for place in home.filters.iterdir() if home.filters.is_dir() else ():
+        if (place / f"{place.name}.msg").exists():
+            assert (place / "agent.json").exists() and (place / "prompt.md").exists(), f"half a filter: {place}"
 
 
 PROCESSES = (
-    Case("runner", _runner_setup, _runner, _runner, _runner_check),
-    Case("runner fails and retries", _failing_setup, _failing, _failing, _failing_check),
-    Case("goal", _goal_setup, _goal, _goal, _goal_check),
+    Case("runner", _runner_setup, _runner, _runner, _runner_check, process="runner"),
+    Case("runner fails and retries", _failing_setup, _failing, _failing, _failing_check, process="runner"),
+    Case("filter", _filter_setup, _filter, _filter_again, _filter_check, _filter_crashed, process="filter"),
 )
+
+__all__ = ["AGENT", "ENV", "PROCESSES", "at_home", "typed", "undisturbed"]

@@ -1,7 +1,7 @@
 """Kills, tears and fails every primitive file change of a workflow, one at a time, and looks what is left.
 
 Every change of a file in the package is a method of `fs.calls`. Here a double takes its place which counts, and
-at call n does one of these:
+when the n-th call at one place is made it does one of these:
 
     before, after    the process is gone before or after the call (`os._exit`, no handler, no `finally`)
     torn             write only: half of the bytes are written, then the process is gone
@@ -10,42 +10,83 @@ at call n does one of these:
     torn+ENOSPC      write only: half of the bytes are written, then it fails
     rival            another process does something of its own, to its end, before the call is made
 
+A *place* is a process of loom and a call site, `file:function:line` of the nearest caller outside fs.py and the call
+it led to. A *distinct point* is a place, a phase (before, after, torn, short, once, for ever) and an error. Which
+process is at work a workflow says with `acting`.
+
 A workflow is a `Case`. What it does with its root directory is free, as long as the same root leads to the same
-calls: names, clocks and epochs are given, not drawn. To put another one under the knife, write a Case and
-hand it to `explore`; the runner of a daemon fits as well as a function of a few lines.
+calls: names, clocks and epochs are given, not drawn. Where real processes make their order uncertain
+(`Case.repeats` is false), the calls at each place are counted, and what both of two runs make is disturbed. To put
+another workflow under the knife, write a Case and hand it to `explore`; the runner of a daemon fits as well as a
+function of a few lines.
 
 A fault that did not fire is a failure; so is a trial that takes longer than its deadline, a traceback that is no
-OSError, and an oracle that objects. Every failure names its point: replay it with `Point` and `one_trial`.
+OSError, a process that is left, and an oracle that objects. Every failure ends with the command that runs this one
+trial again:
+
+    .venv/bin/python tests/crash/replay.py 'CASE' 'POINT as JSON'
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import random
 import shutil
+import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from support import BUG, ENVIRONMENT, Ended, forked, scratch
 
+from loom.proc import tree
 from loom.spool import fs
 
 KILLED = 137
-ERRORS = ("ENOSPC", "EIO", "EMFILE", "EROFS", "EDQUOT")
+ERRORS = ("ENOSPC", "EIO", "EMFILE", "EROFS", "EDQUOT", "EFBIG")
+KILLS = ("before", "after", "torn")
 FULL = os.environ.get("LOOM_CRASH") == "full"
 _METHODS = [name for name in vars(fs.Calls) if not name.startswith("_")]
 
 
 def nothing(root: Path) -> None:
     """For a Case that needs no such step."""
+
+
+# -- what the world outside remembers --------------------------------------------------------------------------
+
+
+def note(root: Path, book: str, record: dict[str, Any]) -> None:
+    """Add a line to a book of the outside world: no fault reaches it, it is no file of ours."""
+    fd = os.open(root / book, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(fd, json.dumps(record).encode() + b"\n")
+    finally:
+        os.close(fd)
+
+
+def noted(root: Path, book: str) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in (root / book).read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def crashes(root: Path) -> int:
+    """How often a process of this trial was killed, or failed, so far."""
+    return len(noted(root, "crashes"))
+
+
+# -- cases and points ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +99,9 @@ class Case:
     recover   what the next incarnation does, undisturbed or killed once more; must end well
     check     oracle on what the recovery left
     rival     another process's work, for interleavings; None: the case has none
+    process   who makes the calls, as long as the workflow does not say otherwise (`acting`)
+    orders    in how many orders its processes may come back: recover_in(root, k) for k in range(orders)
+    repeats   False: two runs may make their calls in another order
     """
 
     name: str
@@ -67,58 +111,112 @@ class Case:
     check: Callable[[Path], None]
     crashed: Callable[[Path], None] = nothing
     rival: Callable[[Path], None] | None = None
+    process: str = "spool"
+    orders: int = 1
+    recover_in: Callable[[Path, int], None] | None = None
+    repeats: bool = True
+
+    def recovery(self, order: int) -> Callable[[Path], None]:
+        """What recovers when the processes come back in this order."""
+        in_order = self.recover_in
+        if in_order is None:
+            return self.recover
+        return lambda root: in_order(root, order)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where and how one trial is disturbed. `second`: the recovery is killed at this call of its own, 0 for not."""
+    """Where and how one trial is disturbed: at the n-th call at this place.
+
+    second  the recovery is killed before this call of its own, counted over all places; 0 for not
+    order   of the recovery's processes
+    """
 
     n: int
     phase: str
     site: str
+    process: str = "spool"
     forever: bool = False
     second: int = 0
+    order: int = 0
 
     def text(self) -> str:
         how = f"{self.phase}{' from then on' if self.forever else ''}"
-        return f"call {self.n} ({self.site}) {how}" + (f", recovery killed at {self.second}" if self.second else "")
+        second = f", recovery killed at {self.second}" if self.second else ""
+        return f"{self.process}, call {self.n} at {self.site}: {how}, order {self.order}{second}"
+
+    def distinct(self) -> tuple[str, str, str]:
+        """(process, call site, phase and error): what makes it another point than others."""
+        return self.process, self.site, f"{self.phase}{' for ever' if self.forever else ''}"
 
 
 @dataclass(slots=True)
 class Report:
-    """What an exploration did. `failures` are lines; `counts` trials by kind of disturbance."""
+    """What an exploration did. `failures` are lines; `counts` trials by kind of disturbance.
+
+    points  the distinct points that were tried, each as (process, call site, phase and error)
+    orders  in which orders recoveries were made
+    """
 
     name: str
     calls: int = 0
     sites: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    points: set[tuple[str, str, str]] = field(default_factory=set)
+    orders: set[int] = field(default_factory=set)
+    trials_of: Counter[tuple[str, str]] = field(default_factory=Counter)  # by process and kind
 
     def line(self) -> str:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(self.counts.items()))
         return (
-            f"{self.name}: {self.calls} calls at {len(self.sites)} places, {sum(self.counts.values())} trials "
-            f"({kinds}), {len(self.failures)} failures"
+            f"{self.name}: {self.calls} calls at {len(self.sites)} places, {len(self.points)} distinct points, "
+            f"{sum(self.counts.values())} trials ({kinds}), {len(self.failures)} failures"
         )
 
 
-class Knife(fs.Calls):
-    """The double. Without a point it only counts and notes who called what."""
+# -- the knife -------------------------------------------------------------------------------------------------
 
-    def __init__(self, point: Point | None = None, rival: Callable[[], None] | None = None) -> None:
+
+_acting = ""
+
+
+@contextlib.contextmanager
+def acting(process: str) -> Iterator[None]:
+    """Inside, this process of loom makes the calls."""
+    global _acting
+    before, _acting = _acting, process
+    try:
+        yield
+    finally:
+        _acting = before
+
+
+class Knife(fs.Calls):
+    """The double. Without a point it only counts and notes who called what; `at` kills before that call of all."""
+
+    def __init__(self, point: Point | None = None, rival: Callable[[], None] | None = None, at: int = 0) -> None:
         self.count = 0
-        self.log: list[tuple[str, str]] = []
+        self.log: list[tuple[str, str, str]] = []  # (process, method, site)
         self.fired = False
+        self.rival = rival
+        self.for_ever = point is not None and point.forever
         self._point = point
-        self._rival = rival
+        self._at = at
+        self._met = 0
 
     def _call(self, method: str, args: tuple[Any, ...]) -> Any:
         self.count += 1
-        if self._point is None:
-            self.log.append((method, _site(method)))
         real = getattr(super(), method)
         point = self._point
-        if point is None or not (self.count == point.n or (point.forever and self.count > point.n)):
+        if point is None:
+            if self._at:
+                if self.count == self._at:
+                    os._exit(KILLED)
+            else:
+                self.log.append((_acting, method, _site(method)))
+            return real(*args)
+        if not self._is_hit(point, method):
             return real(*args)
         self.fired = True
         match point.phase:
@@ -135,13 +233,22 @@ class Knife(fs.Calls):
             case "short":
                 return real(args[0], _half(args[1]))
             case "rival":
-                assert self._rival is not None
-                self._rival()
+                assert self.rival is not None
+                self.rival()
                 return real(*args)
         if point.phase.startswith("torn+"):
-            real(args[0], _half(args[1]))
+            if method == "write":
+                real(args[0], _half(args[1]))
         code = getattr(errno, point.phase.removeprefix("torn+"))
         raise OSError(code, f"{os.strerror(code)} (injected)")
+
+    def _is_hit(self, point: Point, method: str) -> bool:
+        if self.fired:
+            return point.forever
+        if _acting != point.process or _site(method) != point.site:
+            return False
+        self._met += 1
+        return self._met == point.n
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -169,12 +276,23 @@ def _site(method: str) -> str:
         frame = frame.f_back
     if frame is None:
         return method
-    code = frame.f_code
-    return f"{Path(code.co_filename).name}:{code.co_name}:{frame.f_lineno} {inner}/{method}"
+    return f"{_place(frame.f_code)}:{frame.f_lineno} {inner}/{method}"
 
 
-def disturbed(work: Callable[[Path], None], root: Path, point: Point | None, rival: Callable[[Path], None] | None
-              ) -> Ended:  # fmt: skip
+@cache
+def _place(code: CodeType) -> str:
+    return f"{Path(code.co_filename).name}:{code.co_name}"
+
+
+def disturbed(
+    work: Callable[[Path], None],
+    root: Path,
+    point: Point | None,
+    rival: Callable[[Path], None] | None,
+    *,
+    process: str = "spool",
+    at: int = 0,
+) -> Ended:
     """`work(root)` in a child under the knife. said: fired, calls and, without a point, their log."""
 
     def meet() -> None:
@@ -185,15 +303,15 @@ def disturbed(work: Callable[[Path], None], root: Path, point: Point | None, riv
             raise AssertionError(f"the rival ended with {ended.status}: {ended.said.get('trace')}")
 
     def run() -> dict[str, Any]:
-        knife = Knife(point, meet)
+        knife = Knife(point, meet, at)
         fs.calls = knife
         said: dict[str, Any] = {}
         try:
-            work(root)
+            with acting(process):
+                work(root)
         except OSError as error:
             said["error"] = str(error)
-        said |= {"fired": knife.fired, "calls": knife.count, "log": knife.log}
-        return said
+        return said | {"fired": knife.fired, "calls": knife.count, "log": knife.log}
 
     return forked(run)
 
@@ -208,19 +326,29 @@ def undisturbed() -> Iterator[None]:
         fs.calls = before
 
 
-def points_of(log: list[tuple[str, str]], *, kills: bool, errors: tuple[str, ...], rival: bool) -> list[Point]:
-    """Every way of disturbing a workflow that makes these calls."""
+def points_of(
+    log: Iterable[tuple[str, str, str]], *, kills: bool, errors: tuple[str, ...], rival: bool, first: bool = False
+) -> list[Point]:
+    """Every way of disturbing a workflow that makes these calls; with `first` only at the first call at each place."""
     found: list[Point] = []
-    for n, (method, site) in enumerate(log, 1):
+    met: Counter[tuple[str, str]] = Counter()
+    for process, method, site in log:
+        met[process, site] += 1
+        n = met[process, site]
+        if first and n > 1:
+            continue
         phases = ["before", "after"] if kills else []
         if method == "write":
             phases += ["torn", "short"] if kills else []
-            found += [Point(n, f"torn+{error}", site) for error in errors]
-        found += [Point(n, phase, site) for phase in phases]
-        found += [Point(n, error, site, forever) for error in errors for forever in (False, True)]
+            found += [Point(n, f"torn+{error}", site, process) for error in errors]
+        found += [Point(n, phase, site, process) for phase in phases]
+        found += [Point(n, error, site, process, forever) for error in errors for forever in (False, True)]
         if rival:
-            found.append(Point(n, "rival", site))
+            found.append(Point(n, "rival", site, process))
     return found
+
+
+# -- one trial -------------------------------------------------------------------------------------------------
 
 
 def one_trial(case: Case, prepared: Path, point: Point, room: Path) -> tuple[str, int]:
@@ -228,22 +356,37 @@ def one_trial(case: Case, prepared: Path, point: Point, room: Path) -> tuple[str
     root = room / "root"
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(prepared, root, symlinks=True)
-    ended = disturbed(case.workflow, root, point, case.rival)
-    killed = point.phase in ("before", "after", "torn")
+    try:
+        wrong, calls = _tried(case, root, point)
+    finally:
+        left = _end_children()
+    return (wrong or (f"processes are left: {left}" if left else "")), calls
+
+
+def _tried(case: Case, root: Path, point: Point) -> tuple[str, int]:
+    ended = disturbed(case.workflow, root, point, case.rival, process=case.process)
+    killed = point.phase in KILLS
     if ended.status != (KILLED if killed else 0) or not (killed or ended.said.get("fired")):
         return f"the workflow ended with {ended.status}, fired {ended.said.get('fired')}: {_trace(ended)}", 0
     if point.phase in ("short", "rival") and "error" in ended.said:
         return f"the workflow failed where it should not: {ended.said['error']}", 0
+    if point.phase not in ("short", "rival"):
+        note(root, "crashes", {"phase": point.phase})
+    recover = case.recovery(point.order)
     if point.second:
-        second = disturbed(case.recover, root, Point(point.second, "before", "recovery"), None)
-        if second.status != KILLED:
+        second = disturbed(recover, root, None, None, process=case.process, at=point.second)
+        # Where calls do not repeat, the recovery may have got along with fewer.
+        if second.status != KILLED and (case.repeats or second.status):
             return f"the recovery was not killed at its call {point.second}: {_trace(second)}", 0
+        note(root, "crashes", {"phase": "second"})
 
     def finish() -> dict[str, Any]:
-        case.crashed(root)
-        knife = Knife()
+        with undisturbed():
+            case.crashed(root)
+        knife = Knife(at=sys.maxsize)
         fs.calls = knife
-        case.recover(root)
+        with acting(case.process):
+            recover(root)
         fs.calls = fs.Calls()
         case.check(root)
         return {"calls": knife.count}
@@ -252,8 +395,35 @@ def one_trial(case: Case, prepared: Path, point: Point, room: Path) -> tuple[str
     return (f"status {last.status}: {_trace(last)}" if last.status else ""), int(last.said.get("calls", 0))
 
 
+def _end_children() -> str:
+    """Reap what came to us as a subreaper; what still lives is named and ended."""
+    names = []
+    tree.reap_strays(())
+    for pid in tree.children_of_ours():
+        with contextlib.suppress(OSError):
+            names.append(f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}")
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    return ", ".join(names)
+
+
 def _trace(ended: Ended) -> str:
-    return str(ended.said.get("trace") or ended.said.get("error") or "")[-1500:]
+    return str(ended.said.get("trace") or ended.said.get("error") or "")[-2000:]
+
+
+def crash_room() -> Path:
+    """A directory for trials, on the fastest file system there is."""
+    fast = scratch()
+    room = fast.with_name(fast.name.replace("loom-test-", "loom-crash-"))
+    fast.rename(room)
+    return room
+
+
+def replay_command(case: Case, point: Point) -> str:
+    return f".venv/bin/python tests/crash/replay.py '{case.name}' '{json.dumps(asdict(point))}'"
+
+
+# -- all of them -----------------------------------------------------------------------------------------------
 
 
 def explore(
@@ -263,6 +433,9 @@ def explore(
     errors: tuple[str, ...] = (),
     double: int = 0,
     at_most: int = 0,
+    first: bool = False,
+    only: Callable[[Point], bool] = lambda point: True,
+    orders: int = 1,
     seed: int = 1,
     jobs: int = 0,
     until_failure: bool = False,
@@ -271,10 +444,14 @@ def explore(
 
     double    second kills per killed point, at calls of the recovery drawn by `seed`; -1: at every call
     at_most   a sample of so many points, drawn by `seed`; 0: all of them
+    first     only the first call at each place: every distinct point once
+    only      the points that count
+    orders    in how many orders the recovery from each kill is made, when the case has several; over all points
+              every order is taken
     until_failure   stop at the first: for programs that are known to be wrong
     """
     report = Report(case.name)
-    room = scratch()
+    room = crash_room()
     try:
         prepared = room / "prepared"
         prepared.mkdir()
@@ -282,28 +459,43 @@ def explore(
         if made.status:
             report.failures.append(f"{case.name}: setup: {_trace(made)}")
             return report
-        points = _plan(case, report, prepared, room, kills, errors)
+        points = [p for p in _plan(case, report, prepared, room, kills, errors, first) if only(p)]
         if at_most and len(points) > at_most:
             points = random.Random(seed).sample(points, at_most)
-        jobs = jobs or min(os.cpu_count() or 1, 8)
-        _run_shards(case, report, prepared, room, points, double, seed, jobs, until_failure)
+        points = _in_orders(case, points, orders, seed)
+        _run_shards(case, report, room, points, double, seed, jobs or min(os.cpu_count() or 1, 8), until_failure)
     finally:
         shutil.rmtree(room, ignore_errors=True)
     return report
 
 
-def _plan(case: Case, report: Report, prepared: Path, room: Path, kills: bool, errors: tuple[str, ...]) -> list[Point]:
+def _in_orders(case: Case, points: list[Point], orders: int, seed: int) -> list[Point]:
+    """Each point in so many orders of recovery, drawn by `seed`; no order comes a second time before all came once."""
+    if case.orders == 1:
+        return points
+    drawn = list(range(case.orders))
+    random.Random(seed).shuffle(drawn)
+    found = []
+    for point in points:
+        for _ in range(orders if point.phase in KILLS else 1):
+            found.append(replace(point, order=drawn[len(found) % case.orders]))
+    return found
+
+
+def _plan(
+    case: Case, report: Report, prepared: Path, room: Path, kills: bool, errors: tuple[str, ...], first: bool
+) -> list[Point]:
     """Run the case undisturbed, twice: it must be right by itself, and its calls must repeat."""
-    logs = []
+    logs: list[list[tuple[str, str, str]]] = []
     for _ in range(2):
         root = room / "root"
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(prepared, root, symlinks=True)
-        ended = disturbed(case.workflow, root, None, None)
+        ended = disturbed(case.workflow, root, None, None, process=case.process)
         if ended.status or "error" in ended.said:
             report.failures.append(f"{case.name}: undisturbed: {_trace(ended)}")
             return []
-        logs.append([(method, site) for method, site in ended.said["log"]])
+        logs.append([(process, method, site) for process, method, site in ended.said["log"]])
 
         def finish(root: Path = root) -> None:
             case.crashed(root)
@@ -314,24 +506,17 @@ def _plan(case: Case, report: Report, prepared: Path, room: Path, kills: bool, e
         if last.status:
             report.failures.append(f"{case.name}: undisturbed, check: {_trace(last)}")
             return []
-    if logs[0] != logs[1]:
+    if case.repeats and logs[0] != logs[1]:
         report.failures.append(f"{case.name}: two undisturbed runs made different calls: nothing could be replayed")
         return []
-    report.calls = len(logs[0])
-    report.sites = {site for _, site in logs[0]}
-    return points_of(logs[0], kills=kills, errors=errors, rival=case.rival is not None)
+    log = list((Counter(logs[0]) & Counter(logs[1])).elements()) if not case.repeats else logs[0]
+    report.calls = len(log)
+    report.sites = {site for _, _, site in log}
+    return points_of(log, kills=kills, errors=errors, rival=case.rival is not None, first=first)
 
 
 def _run_shards(
-    case: Case,
-    report: Report,
-    prepared: Path,
-    room: Path,
-    points: list[Point],
-    double: int,
-    seed: int,
-    jobs: int,
-    until_failure: bool,
+    case: Case, report: Report, room: Path, points: list[Point], double: int, seed: int, jobs: int, until_failure: bool
 ) -> None:
     """Trials in `jobs` processes, each with its own copy of the directory; their results come back as files."""
     pids = []
@@ -342,9 +527,11 @@ def _run_shards(
             try:
                 own = room / f"shard{shard}"
                 own.mkdir()
-                counts, failures = _shard(case, prepared, own, points[shard::jobs], double, seed, until_failure)
-                (room / f"shard{shard}.json").write_text(json.dumps([counts, failures]))
+                result = _shard(case, room / "prepared", own, points[shard::jobs], double, seed, until_failure)
+                (room / f"shard{shard}.json").write_text(json.dumps(result))
                 status = 0
+            except BaseException as error:
+                print(f"{case.name}: shard {shard}: {error!r}", file=sys.stderr, flush=True)
             finally:
                 os._exit(status)
         pids.append(pid)
@@ -353,36 +540,47 @@ def _run_shards(
         if status:
             report.failures.append(f"{case.name}: shard {shard} ended with {status}")
             continue
-        counts, failures = json.loads((room / f"shard{shard}.json").read_text())
-        report.counts.update(counts)
+        tried, failures = json.loads((room / f"shard{shard}.json").read_text())
+        for point in (Point(**fields) for fields in tried):
+            kind = "double" if point.second else "forever" if point.forever else _kind(point)
+            report.counts[kind] += 1
+            report.points.add(point.distinct())
+            report.orders.add(point.order)
+            what = "double" if point.second else "killed" if point.phase in KILLS else "error" if kind in (
+                "once", "forever") else kind  # fmt: skip
+            report.trials_of[point.process, what] += 1
         report.failures += failures
 
 
 def _shard(
     case: Case, prepared: Path, room: Path, points: list[Point], double: int, seed: int, until_failure: bool
-) -> tuple[dict[str, int], list[str]]:
-    counts: Counter[str] = Counter()
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """(the points that were tried, what went wrong)."""
+    tried: list[dict[str, Any]] = []
     failures: list[str] = []
+    tree.become_subreaper()  # what a killed process leaves behind comes to us and is seen
+    gc.collect()
+    gc.freeze()  # or each of the many forks would copy the heap by counting references
 
     def trial(point: Point) -> int:
         wrong, calls = one_trial(case, prepared, point, room)
-        counts["double" if point.second else "forever" if point.forever else _kind(point)] += 1
+        tried.append(asdict(point))
         if wrong:
-            failures.append(f"{case.name}: {point.text()}: {wrong}")
+            failures.append(f"{case.name}: {point.text()}: {wrong}\n    {replay_command(case, point)}")
         return calls
 
     for point in points:
         if failures and until_failure:
             break
         calls = trial(point)
-        if not double or point.phase not in ("before", "after", "torn") or not calls:
+        if not double or point.phase not in KILLS or not calls:
             continue
-        seconds = range(1, calls + 1)
+        seconds: Iterable[int] = range(1, calls + 1)
         if 0 < double < calls:
-            seconds = random.Random(f"{seed} {point.n} {point.phase}").sample(seconds, double)  # type: ignore[assignment]
+            seconds = random.Random(f"{seed} {point.n} {point.phase} {point.site}").sample(range(1, calls + 1), double)
         for second in seconds:
-            trial(Point(**{**asdict(point), "second": second}))
-    return dict(counts), failures
+            trial(replace(point, second=second))
+    return tried, failures
 
 
 def _kind(point: Point) -> str:

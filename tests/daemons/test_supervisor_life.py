@@ -14,6 +14,7 @@ from world import AT_ONCE, READY, TABLE, World, is_alive, pid_of, records, start
 from loom.cli import ensure
 from loom.daemons.programs import RUNNERS
 from loom.spool import agents, fs, mailbox, wake
+from loom.wire import ids
 from loom.wire.agent import Restart
 
 SLEEP = f"echo $$ >>$1/starts\n{READY}exec sleep 1000\n"
@@ -285,6 +286,19 @@ def test_a_real_runner_answers_and_a_killed_one_goes_on(world: World) -> None:
     wait_until(lambda: agent.processed(stem).exists())
     reply = mailbox.find_reply(agent, "a", stem, 0)
     assert reply is not None and "again" in reply.body
+
+
+def test_a_router_that_moves_mail_between_its_deaths_is_started_again_without_a_growing_wait(world: World) -> None:
+    agent = world.agent("w", runner="agent")
+    world.start(table=RUNNERS)
+    router = world.home.agent("router")
+    for deaths in (1, 2):
+        stem = world.send(agent)
+        wake.ring_agent(world.home.wake, agent.name)
+        wait_until(lambda: agent.sent(ids.reply_stem("w", stem, 0)).exists())  # noqa: B023
+        os.kill(pid_of(router), signal.SIGKILL)
+        wait_until(lambda: len(records(router)) == deaths)  # noqa: B023
+    assert [record["restart_count"] for record in records(router)] == [1, 1]
 
 
 def test_a_second_supervisor_leaves_with_75_and_names_the_first(world: World) -> None:

@@ -52,6 +52,20 @@ def test_64_processes_at_once_tear_no_line(tmp_path: Path):
         assert [i for who, i in found if who == number] == list(range(LINES)), "each in its own order"
 
 
+def test_a_line_is_not_glued_to_one_whose_writer_was_killed_in_the_middle(tmp_path: Path):
+    first = Log(tmp_path)
+    first.info("one")
+    first.close()
+    (path,) = tmp_path.glob("*.ndjson")
+    path.write_bytes(path.read_bytes() + b'{"ts":"2026-11-21T01:24:17.235')
+    second = Log(tmp_path)
+    second.info("two")
+    second.info("three")
+    second.close()
+    assert [r["event"] for r in ndjson.read_objects(path)] == ["one", "two", "three"]
+    assert path.read_bytes().count(b"\n") == 4, "the torn line stands alone"
+
+
 def test_what_is_no_json_is_told_all_the_same(tmp_path: Path):
     log = Log(tmp_path)
     log.info("odd", name=os.fsdecode(b"\xff\x1b[31m"), path=Path("/x"), number=float("nan"), n=1)

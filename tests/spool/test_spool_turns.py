@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from loom.spool import fs, ndjson, turns
+from loom.roles import chat
+from loom.spool import fs, ndjson, threads, turns
 from loom.spool.ndjson import Appender, Damaged
 from loom.spool.turns import Turn
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, ToolCall, ToolSpec, Usage
@@ -150,7 +151,9 @@ def test_three_deaths_are_the_limit_of_the_protocol():
     assert turns.MAX_DEATHS == 3
 
 
-def test_reply_intent_and_result_are_synced_before_the_next_step(quick_path: Path, monkeypatch):
+def test_intent_and_result_are_synced_before_the_next_step_and_the_reply_with_its_intent(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     synced = []
 
     class Watching(fs.Calls):
@@ -162,15 +165,12 @@ def test_reply_intent_and_result_are_synced_before_the_next_step(quick_path: Pat
     turn = opened(quick_path)
     turn.open("boot", "1.1")
     turn.request(FIRST)
+    turn.reply(ASKS)
     assert synced == []
-    for step in (
-        lambda: turn.reply(ASKS),
-        lambda: turn.intent(CALL),
-        lambda: turn.result("c1", {"status": "ok", "result": "x" * 70_000}),
-    ):
+    for step in (lambda: turn.intent(CALL), lambda: turn.result("c1", {"status": "ok", "result": "x" * 70_000})):
         step()
         assert synced[-1] == path_in(quick_path).stat().st_size, "the whole record is covered by the sync"
-    assert len(synced) == 3
+    assert len(synced) == 2
     turn.close()
 
 
@@ -220,6 +220,52 @@ def test_damage_in_the_middle_is_refused_with_its_place_and_left_alone(quick_pat
         Appender(path)
     assert path.read_bytes() == b'{"n":1}\n{"n":\n{"n":3}\n'
     assert ndjson.read_objects(path) == [{"n": 1}, {"n": 3}], "a reader leaves the damaged line out"
+
+
+TORN = [b"", b'{"n":', bytes(300_000), b"\n" * 40, b"x\n" * 200_000, b"x" * 5_000_000, bytes(200_000) + b"\n"]
+
+
+@pytest.mark.parametrize("torn", TORN, ids=lambda torn: f"{torn[:4]!r} {len(torn)}")
+@pytest.mark.parametrize("size", [0, 60, 9_000])
+def test_the_end_of_a_long_file_is_read_and_mended_like_the_whole_of_it(quick_path: Path, torn: bytes, size: int):
+    path = quick_path / "a.ndjson"
+    lines = [b'{"n":%d,"text":"%s"}\n' % (n, b"u" * (n % 7 * size)) for n in range(150)]
+    path.write_bytes(b"".join(lines) + torn)
+    whole = Appender(path)
+    whole.close()
+    mended = path.read_bytes()
+    assert mended == b"".join(lines)
+    path.write_bytes(mended + torn)
+    file = Appender(path, 20)
+    file.append({"after": 1})
+    file.close()
+    assert len(file.records) >= 19, "a torn line counts as one"
+    assert file.records == whole.records[-len(file.records) :]
+    assert (file.cut, path.read_bytes()) == (len(torn), mended + b'{"after":1}\n')
+
+
+def test_of_a_long_file_only_the_end_is_read(quick_path: Path, monkeypatch):
+    path = quick_path / "a.ndjson"
+    path.write_bytes(b'{"damaged":\n' + b"".join(b'{"n":%d}\n' % n for n in range(200_000)))
+    taken: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: taken.append(n) or pread(fd, n, at))
+    monkeypatch.setattr(fs, "read", lambda *_: pytest.fail("the whole file was read"))
+    file = Appender(path, 100)
+    file.close()
+    assert [r["n"] for r in file.records] == list(range(199_900, 200_000))
+    assert sum(taken) <= 64 << 10
+
+
+def test_damage_near_the_end_of_a_long_file_is_refused_with_its_place(quick_path: Path):
+    path = quick_path / "a.ndjson"
+    path.write_bytes(b'{"n":1}\n' * 20_000 + b'{"n":\n{"n":3}\n')
+    with pytest.raises(Damaged, match=r"a\.ndjson:20001:"):
+        Appender(path, 100)
+
+
+def test_a_conversation_gives_a_turn_all_that_it_takes_up():
+    assert threads.LAST_LINES >= chat.MAX_HISTORY
 
 
 def test_after_a_failed_write_no_record_is_glued_to_the_torn_one(quick_path: Path, monkeypatch):

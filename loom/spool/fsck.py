@@ -1,0 +1,201 @@
+"""fsck: what in a home does not fit the protocol, and what of it can be mended (docs/protocol.md, ADR-0017).
+
+Mended is what a crash may have left and what is derived; whatever holds somebody's words is only told. Nothing that
+moves is touched without the lock of whoever moves it: what is at work is skipped, and that is told too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+from loom.core.retention import Policy
+from loom.core.routing import decode as decode_routes
+from loom.spool import config, fs, litter, locks, references
+from loom.spool import home as homes
+from loom.spool.broom import Broom
+from loom.spool.findings import Check, Finding, Findings, person
+from loom.spool.fs import DIR_MODE, FILE_MODE, TMP
+from loom.spool.fsck_goals import check_goals
+from loom.spool.fsck_mail import check_agent
+from loom.spool.layout import HOME_ENTRIES, Home
+from loom.wire import ids
+from loom.wire.errors import Config, LoomError, NotFound, TryLater
+from loom.wire.jsontext import Malformed, loads_object
+
+_PEOPLES = frozenset(("tools", "skills", "memory", "playbooks", "policies", "schedules", "runners"))
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def check(home: Home, *, repair: bool = False, now_s: float | None = None) -> Iterator[Finding]:
+    """Every finding, as it is found; with `repair` what can be mended has been when its finding comes.
+
+    Raises NotFound when there is no home, Config for a newer one, TryLater when gc or another repair is at work,
+    OSError when the disk refuses.
+    """
+    if not home.version.exists():
+        raise NotFound(f"there is no loom home in {home.path}", hint="set LOOM_HOME, or give --home DIR")
+    homes.check_version(home)
+    run = Check(home, repair, time.time() if now_s is None else now_s)
+    if not repair:
+        yield from _everything(run)
+        return
+    lock = locks.acquire(home.tidy_lock)
+    if lock is None:
+        raise TryLater("gc or another fsck --repair is at work in this home", hint="let it end", kind="busy")
+    with lock:
+        yield from _everything(run)
+
+
+def _everything(run: Check) -> Findings:
+    home = run.home
+    yield from _boot(run)
+    yield from _top(run)
+    yield from _modes(run, home.path, ())
+    yield from _litter(run)
+    for name in fs.names(home.agents):
+        path = home.agents / name
+        if name == TMP:
+            continue
+        if not ids.is_agent(name) or path.is_symlink() or not path.is_dir():
+            yield person(path, "is no agent", "move it away")
+        else:
+            yield from check_agent(run, home.agent(name))
+    for name in fs.names(home.filters):
+        if name != TMP and not ids.is_stem(name):
+            yield person(home.filters / name, "is no filter", "move it away")
+    yield from check_goals(run)
+    yield from _blobs(run)
+
+
+def _boot(run: Check) -> Findings:
+    """`run/` belongs to one boot; the next command that opens the home empties it."""
+    if not homes.is_of_this_boot(run.home):
+        yield run.mend(
+            run.home.run, "is missing or of another boot", "made anew", partial(homes.open_home, run.home.path)
+        )
+    elif run.home.supervisor_pid.exists() and not locks.is_held(run.home.supervisor_lock):
+        yield run.mend(run.home.supervisor_pid, "names a supervisor that is gone", "removed",
+                       partial(fs.remove, run.home.supervisor_pid))  # fmt: skip
+
+
+def _top(run: Check) -> Findings:
+    home = run.home
+    for name in fs.names(home.path):
+        if name not in HOME_ENTRIES and not name.startswith("."):
+            yield person(home.path / name, "is nothing of loom's", "move it away")
+    for directory in (d for d in home.directories() if home.run not in (d, d.parent)):
+        if not directory.is_dir() or directory.is_symlink():
+            if os.path.lexists(directory):
+                yield person(directory, "is no directory", "move it away; a home holds no links")
+            else:
+                yield run.mend(directory, "is missing", "made", partial(fs.ensure_dir, directory))
+    try:
+        config.load(home, {})
+    except LoomError as error:
+        yield person(home.config, str(error), error.hint)
+    try:
+        decode_routes(loads_object(fs.read(home.routes, 16 << 20)), str(home.routes))
+    except FileNotFoundError:
+        pass
+    except (Malformed, fs.NotRegular, fs.TooLarge, Config) as error:
+        yield person(home.routes, f"cannot be read: {error}", "the router waits until it is mended")
+
+
+# -- modes and litter --------------------------------------------------------------------------------------------
+
+
+def _modes(run: Check, directory: Path, parts: tuple[str, ...]) -> Findings:
+    """0700 and 0600. In what people put here (tools, skills, memories) only what others may do counts."""
+    yield from _mode(run, directory, DIR_MODE)
+    peoples = any(part in _PEOPLES for part in parts)
+    try:
+        entries = os.scandir(directory)
+    except (FileNotFoundError, PermissionError):
+        return  # gone; or told, and not ours to change
+    with entries:
+        for entry in entries:
+            path, below = Path(entry.path), (*parts, entry.name)
+            if entry.is_dir(follow_symlinks=False):
+                if not _is_left_out(below):
+                    yield from _modes(run, path, below)
+            elif entry.is_file(follow_symlinks=False):
+                yield from _mode(run, path, None if peoples else FILE_MODE)
+
+
+def _is_left_out(parts: tuple[str, ...]) -> bool:
+    """What is in the making, belongs to one boot, or is a workspace."""
+    match parts:
+        case ("run",) | ("lost+found",) | ("goals", _, "workspace") | ("goals", _, "subtasks", _, _, "tree"):
+            return True
+    return parts[-1] == TMP
+
+
+def _mode(run: Check, path: Path, wanted: int | None) -> Findings:
+    try:
+        mode = stat.S_IMODE(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return
+    right = mode & DIR_MODE if wanted is None else wanted
+    if mode != right:
+        yield run.mend(path, f"has mode {mode:04o}", f"set to {right:04o}", partial(fs.set_mode, path, right))
+
+
+def _litter(run: Check) -> Findings:
+    broom = Broom(run.home, run.now_s, Policy(), dry_run=False)
+    for directory in (*litter.places(run.home), *references.shards(run.home)):
+        for name in fs.names(directory / TMP):
+            path = directory / TMP / name
+            blob = directory.parent == run.home.blobs and _DIGEST.fullmatch(name)
+            if not blob and litter.is_litter(broom, path):
+                yield run.mend(path, "was left half made", "removed", partial(fs.remove_tree, path))
+    for directory in litter.directories(run.home.filters):
+        if not (directory / f"{directory.name}.msg").exists() and litter.is_litter(broom, directory):
+            yield run.mend(directory, "is a filter without its message", "removed", partial(_remove_filter, directory))
+
+
+def _remove_filter(path: Path) -> None:
+    lock = locks.acquire(path / "lock")
+    if lock is not None:
+        with lock:
+            fs.remove_tree(path)
+
+
+# -- blobs -------------------------------------------------------------------------------------------------------
+
+
+def _blobs(run: Check) -> Findings:
+    """Every blob is read once: its bytes must be those of its name."""
+    for name in fs.names(run.home.blobs):
+        shard = run.home.blobs / name
+        if name == TMP:
+            continue
+        if not re.fullmatch(r"[0-9a-f]{2}", name) or not shard.is_dir() or shard.is_symlink():
+            yield person(shard, "is no directory of blobs", "move it away")
+            continue
+        for digest in fs.names(shard):
+            if digest != TMP and (not _DIGEST.fullmatch(digest) or digest[:2] != name):
+                yield person(shard / digest, "is no blob", "move it away")
+        for place in (shard, shard / TMP):
+            for digest in references.digests(place):
+                yield from _blob(place / digest)
+
+
+def _blob(path: Path) -> Findings:
+    sum_ = sha256()
+    try:
+        for piece in fs.pieces(path):
+            sum_.update(piece)
+    except FileNotFoundError:
+        return
+    except fs.NotRegular as error:
+        yield person(path, f"is no blob: {error}", "move it away")
+        return
+    if sum_.hexdigest() != path.name:
+        yield person(path, "does not hold the bytes it is named after", "move it away; bring it back from a copy")
