@@ -6,8 +6,8 @@ import os
 import queue
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from loom.spool.config import Loaded
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, Notice, TextDelta, ToolSpec, usage_to_json
 from loom.wire.errors import BadInput, LoomError, Unavailable, Usage
 from loom.wire.provider import Price, Provider
+
+if TYPE_CHECKING:
+    from loom.models.listing import Listed
 
 LIST_S = 15.0  # for all servers together
 SHOWN = 20  # models of one provider, unless it was asked for
@@ -54,7 +57,7 @@ class Found:
     error: str = ""
     reachable: bool | None = None
     ms: float | None = None
-    models: tuple[Any, ...] = field(default=())
+    models: tuple[Listed, ...] = ()
 
 
 @click.command("ls")

@@ -12,7 +12,7 @@ import ssl
 from base64 import b64encode
 from urllib.parse import SplitResult
 
-from loom.models.classify import unreachable
+from loom.models.classify import clean, unreachable
 from loom.models.proxies import Proxy
 from loom.wire import errors
 
@@ -93,7 +93,7 @@ def _tunnel(sock: socket.socket, proxy: Proxy, target: str, timeout_s: float) ->
     if status == 407:
         raise refused_by_proxy(proxy)
     if not 200 <= status < 300:
-        text = f"{where} did not connect us with {target}: {status} {reason}".rstrip()
+        text = clean(f"{where} did not connect us with {target}: {status} {reason}")
         if status >= 500 or status in (408, 429):
             raise errors.Unavailable(text, hint="try again")
         raise errors.Config(text, hint=f"check {proxy.variable}, or name the server in NO_PROXY")

@@ -1,5 +1,5 @@
-"""HTTP requests to a model server, one after the other, their answers streamed: no other socket is in loom/models
-but those that loom.models.connecting opens for this module.
+"""HTTP requests to a model server, one after the other, their answers streamed. Nothing else in loom/models uses sockets
+but loom.models.connecting, which opens them for this module.
 
 It is synchronous and uses http.client: httpx costs about 100 ms of import, more than everything else a filter
 loads. A connection is kept for the next request to the same server, for half a minute, and never shared over a fork.
@@ -243,6 +243,8 @@ class _Link:
         except (BrokenPipeError, ConnectionResetError):
             pass  # it may have refused a large request before reading all of it: its answer says why
         except (OSError, http.client.HTTPException) as error:
+            if self._resting_since:  # it was kept, and is no connection any more
+                raise _Unanswered(str(error)) from None
             raise _failure("send", self._where, error) from None
         except ValueError:  # its text shows the header, which may be the key
             raise errors.Config(f"the request for {self._where} has a header that cannot be sent") from None

@@ -133,6 +133,14 @@ def test_a_server_that_never_ends_its_body_costs_a_moment_and_the_connection(far
     assert connections(far) == [0, 1]
 
 
+def test_an_answer_that_broke_after_its_last_word_is_one_and_costs_the_connection(far: FarSide):
+    whole = sse(delta(content="hello"), delta("stop"), done=False)
+    far.answers += [[chunked(whole)[:-5], b"zz\r\n"], [sized()]]
+    asking = model(far)
+    assert [said(asking), said(asking)] == ["hello", "hello"]
+    assert connections(far) == [0, 1]
+
+
 def test_an_answer_that_was_not_heard_to_its_end_takes_its_connection_with_it(far: FarSide):
     far.answers += [[chunked(sse(delta(content="one "), done=False)), HOLD], [sized()]]
     asking = model(far)
@@ -382,6 +390,18 @@ def test_unpacking_does_not_depend_on_how_the_bytes_are_cut(data: bytes, sizes: 
         assert b"".join(encoding.decoded(iter(pieces))) == data
 
 
+@pytest.mark.parametrize("packed", [gzip.compress(HELLO), zlib.compress(HELLO), bare_deflate(HELLO)])
+def test_data_without_its_end_is_refused(packed: bytes):
+    for at in range(3, len(packed)):
+        with pytest.raises(encoding.Undecodable):
+            list(encoding.decoded(iter([packed[:at]])))
+
+
+def test_a_bomb_comes_out_in_small_pieces():
+    sizes = [len(piece) for piece in encoding.decoded(iter([gzip.compress(b"\0" * (10 << 20))]))]
+    assert sum(sizes) == 10 << 20 and max(sizes) <= 1 << 16
+
+
 @given(st.lists(st.binary(max_size=40), max_size=6))
 def test_any_bytes_are_unpacked_or_refused(pieces: list[bytes]):
     try:
@@ -541,7 +561,7 @@ def test_a_proxy_that_does_not_know_us_is_named(far: FarSide, scheme: str, user:
 @pytest.mark.parametrize(
     "answer, kind, match",
     [
-        ([b"HTTP/1.1 403 Not this way\r\n\r\n"], errors.Config, "403 Not this way.*NO_PROXY"),
+        ([b"HTTP/1.1 403 Not \x1b[31mthis way\r\n\r\n"], errors.Config, r"403 Not \[31mthis way.*NO_PROXY"),
         ([b"HTTP/1.1 502 Bad\r\n\r\n"], errors.Unavailable, "did not connect us with lab.test:443: 502 Bad"),
         ([b"SSH-2.0\r\n", CUT], errors.Unavailable, "no proper answer"),
         ([CUT], errors.Unavailable, "no proper answer"),
