@@ -1,5 +1,5 @@
-"""HTTP requests to a model server, one after the other, their answers streamed. Nothing else in loom/models uses sockets
-but loom.models.connecting, which opens them for this module.
+"""HTTP requests to a model server, one after the other, their answers streamed. Nothing else in loom/models uses
+sockets but loom.models.connecting, which opens them for this module.
 
 It is synchronous and uses http.client: httpx costs about 100 ms of import, more than everything else a filter
 loads. A connection is kept for the next request to the same server, for half a minute, and never shared over a fork.
