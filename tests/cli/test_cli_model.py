@@ -198,3 +198,15 @@ def test_a_chain_whose_member_cannot_work_is_refused_at_once(loom: Loom, far: Fa
     said = loom("agent", "start", "x", "--detach", "--model", "builtin|lab/m1")
     assert said.status == 78 and "loom secret set lab" in said.err
     assert loom("agent", "start", "x", "--model", "builtin||lab/m1", "--prompt", "x").status == 2
+
+
+def test_a_goal_may_be_given_a_chain(loom: Loom, far: FarSide) -> None:
+    settle(loom, far)
+    loom("secret", "set", "lab", stdin=KEY)
+    far.answers += [[body({"error": "no"}, "401 No")]] * 20
+    documents = loom.place / "documents"
+    documents.mkdir()
+    (documents / "a.md").write_text("# Notes\nWeaving is old. It has been done by hand for long.\n")
+    said = loom("run", "-w", str(documents), "--model", "lab/m1|builtin", "Write a digest of the documents")
+    assert said.status == 0 and "Weaving is old." in said.out, said
+    assert len(far.asked) >= 3  # planner, executor and verifier each tried it first

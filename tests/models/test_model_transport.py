@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trustme
 from far_side import CUT, HOLD, RESET, FarSide, ProxySide
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_far_side import KEY, chat, collect, delta, sse
 
@@ -678,3 +678,42 @@ def test_a_signal_ends_the_waiting_at_once(far: FarSide):
             said(model(far))
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+# whatever it is
+
+LINES = st.sampled_from([
+    b"Content-Length: 5", b"Content-Length: -5", b"Content-Length: 99999999999999999999", b"Content-Length: five",
+    b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip, chunked", b"Content-Encoding: gzip",
+    b"Content-Encoding: deflate", b"Content-Encoding: \xff", b"Content-Type: application/json",
+    b"Location: /elsewhere", b"Location: http://[", b"Location: //\x00", b"Retry-After: never", b"Connection: close",
+    b"Connection: keep-alive", b"no colon here", b": no name", b" folded", b"",
+])  # fmt: skip
+HEADS = st.builds(
+    lambda version, status, lines: b"\r\n".join([b"HTTP/%s %s X" % (version, status), *lines, b"", b""]),
+    st.sampled_from([b"1.1", b"1.0", b"0.9", b"2", b"x"]),
+    st.sampled_from(
+        [b"200", b"204", b"100", b"101", b"103", b"206", b"304", b"307", b"400", b"407", b"429", b"503", b"999"]
+    ),
+    st.lists(LINES, max_size=4),
+)
+BODIES = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from([HELLO, b"5\r\nhello\r\n0\r\n\r\n", b"5\r\nhel", gzip.compress(HELLO), bare_deflate(HELLO), b"{}"]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(answers=st.lists(st.tuples(HEADS, BODIES, st.booleans()), min_size=1, max_size=3))
+def test_whatever_a_server_says_the_outcome_is_an_answer_or_an_error_of_ours(
+    answers: list[tuple[bytes, bytes, bool]],
+):
+    with FarSide() as side:
+        # More than can be asked for: a redirect is followed, and a kept connection that died is replaced.
+        side.answers += [[h + b, *([CUT] if cut else [])] for h, b, cut in answers] + [[sized(), CUT]] * 30
+        asking = model(side, Timeouts(connect_s=5.0, first_byte_s=0.05, idle_s=0.05))
+        for _ in answers:
+            try:
+                said(asking)
+            except errors.LoomError as error:
+                assert KEY not in error.line() and error.line().isprintable()
