@@ -21,6 +21,7 @@ from loom.models.transport import DEFAULT, Client, Response, Timeouts
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, Chunk, StopReason, TextDelta, ToolCall, Usage
 
+DIALECT = "ollama"
 MAX_LINE_BYTES = 8 << 20
 _ERROR_BODY_BYTES = 1 << 16
 _BESIDE = ("format", "keep_alive", "think")  # options that are none of the model's
@@ -102,6 +103,9 @@ class OllamaModel:
         out: dict[str, Any] = {"role": message.role, "content": message.text}
         if message.images:
             out["images"] = [b64encode(self._blob(image.blob)).decode("ascii") for image in message.images]
+        for thought in message.thoughts:
+            if thought.get("dialect") == DIALECT:
+                out["thinking"] = thought["thinking"]
         if message.calls:
             out["tool_calls"] = [
                 {
@@ -163,7 +167,10 @@ class Answer:
         if self._last.get("done_reason") == "length":
             stop = "length"
         counted = Usage(decode.count(self._last.get("prompt_eval_count")), decode.count(self._last.get("eval_count")))
-        return ChatReply(text, tuple(self._calls), stop, counted, self._model, "".join(self._thought))
+        thought = "".join(self._thought)
+        # Without calls the turn is over, and nobody will ask for them.
+        thoughts = ({"dialect": DIALECT, "thinking": thought},) if thought and self._calls else ()
+        return ChatReply(text, tuple(self._calls), stop, counted, self._model, thought, thoughts)
 
     def _add_call(self, call: object) -> None:
         function = call.get("function") if isinstance(call, dict) else None

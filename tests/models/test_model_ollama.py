@@ -133,6 +133,9 @@ def test_tool_calls_and_thoughts(far: FarSide):
     _, reply = answered(far, lines(piece(thinking="hm "), piece(thinking="so"), *asked, done()))
     assert reply.calls == (ToolCall("call_0_0", "read", {"path": "a"}), ToolCall("call_x", "list", {}))
     assert (reply.stop, reply.reasoning) == ("tool_calls", "hm so")
+    said = (ChatMessage("user", "go"), ChatMessage("assistant", "", reply.calls, thoughts=reply.thoughts))
+    answered(far, HELLO, messages=(*said, ChatMessage("tool", "x", call_id="call_0_0")))
+    assert far.asked[1].json["messages"][1]["thinking"] == "hm so"  # as long as the turn lasts
 
 
 @pytest.mark.parametrize("reason, stop", [("stop", "end"), ("length", "length"), ("load", "end")])
