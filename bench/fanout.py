@@ -7,10 +7,11 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from loom.spool import goals
-from loom.spool.layout import Home
 from measure import Row, Table, in_turn
 from world import LOOM, PEERS, environment, far_side, peer_python, scratch
+
+from loom.spool import goals
+from loom.spool.layout import Home
 
 COUNT = 100
 

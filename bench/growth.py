@@ -6,12 +6,13 @@ import os
 import time
 from pathlib import Path
 
+from measure import Row, Table, say
+from world import disk_of, scratch
+
 from loom.spool import mailbox
 from loom.spool.layout import Box
 from loom.wire import ids, message
 from loom.wire.message import Message
-from measure import Row, Table, say
-from world import disk_of, scratch
 
 NAME = "g"
 

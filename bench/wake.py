@@ -7,12 +7,13 @@ import random
 import subprocess
 import time
 
+from measure import Row, Table, cpu_s
+from world import LOOM, environment, scratch
+
 from loom.spool import fs, mailbox, wake, watch
 from loom.spool.layout import Home
 from loom.wire import ids, message
 from loom.wire.message import Message
-from measure import Row, Table, cpu_s
-from world import LOOM, environment, scratch
 
 PEER_S = 0.2  # what polling at 5 Hz costs, by arithmetic: half of it at the median
 
@@ -28,7 +29,9 @@ class _Timed(fs.Calls):
 
 
 def run(quick: bool) -> Table:
-    how = "a supervised agent that waits; from link(2) returning in the sender to the move into .in-progress/, seen by inotify"
+    how = (
+        "an idle supervised agent: from link(2) returning in the sender to the move into .in-progress/, seen by inotify"
+    )
     table = Table("wake", how)
     table.rows = [_row(on_disk, 60 if quick else 300) for on_disk in (False, True)]
     for row, where in zip(table.rows, ("memory", "disk"), strict=True):

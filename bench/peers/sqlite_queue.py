@@ -3,7 +3,8 @@
     sqlite_queue.py DIR work N [BATCH] [NAME]     take N requests, answer each, in transactions of BATCH
     sqlite_queue.py DIR ask N [BATCH] [NAME]      put N requests, BATCH in flight, and wait for their answers
 
-NAME is a queue of its own, a table in the same database. Three commits a message: the request, the claim, and answer with acknowledgement. Prints "ready", then seconds.
+NAME is a queue of its own, a table in the same database. Three commits a message: the request, the claim, and answer
+with acknowledgement. Prints "ready", then seconds.
 """
 
 import sqlite3

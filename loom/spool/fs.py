@@ -152,7 +152,7 @@ def ensure_dir(path: Path) -> None:
     It may be gone again when this returns: an empty directory of a day is removed by gc. Who needs it tries again.
     """
     if path.is_dir():
-        if _is_unsynced(path):
+        if is_unsynced(path):
             _sync_entry(path)
         return
     if path.parent != path:
@@ -165,7 +165,7 @@ def ensure_dir(path: Path) -> None:
     _sync_entry(path)
 
 
-def _is_unsynced(directory: Path) -> bool:
+def is_unsynced(directory: Path) -> bool:
     """Whether this is a directory that ensure_dir made and did not sync: of ours, and never somebody's /tmp."""
     try:
         found = directory.stat()

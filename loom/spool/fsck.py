@@ -143,7 +143,9 @@ def _mode(run: Check, path: Path, wanted: int | None) -> Findings:
     except FileNotFoundError:
         return
     right = mode & DIR_MODE if wanted is None else wanted
-    if mode != right:
+    if path.is_dir() and fs.is_unsynced(path):
+        yield run.mend(path, "was made and its entry not synced", "synced", partial(fs.ensure_dir, path))
+    elif mode != right:
         yield run.mend(path, f"has mode {mode:04o}", f"set to {right:04o}", partial(fs.set_mode, path, right))
 
 

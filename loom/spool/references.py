@@ -5,8 +5,8 @@ a document of a goal, a filter; and in a blob that is referred to itself. Archiv
 
 A blob goes in two steps. Old and without a reference, it is set aside: renamed into `.tmp/` of its directory, where
 blobs.get still finds it. 36 hours later it is looked for once more: it goes, or it comes back when somebody refers to
-it. So a writer that found it in place while it was being set aside has not relied on nothing: nobody waits and no
-lock is needed.
+it. So a writer may rely on a blob that it finds in place, even at the moment in which that is set aside: nobody waits
+and no lock is needed.
 """
 
 from __future__ import annotations

@@ -139,9 +139,8 @@ class Mail:
                     if found is None:
                         self.broom.stays(path, what, "it cannot be read")
                         continue
-                    why = self._keeps_processed(box, stem, found) if what == "processed" else ""
-                    why = self._keeps_sent(box, stem, found) if what == "sent" else why
-                    if why:
+                    keeps = self._keeps_processed if what == "processed" else self._keeps_sent
+                    if why := keeps(box, stem, found):
                         self.broom.stays(path, what, why)
                         continue
                     if self.broom.dry_run and what == "processed":

@@ -71,7 +71,7 @@ def check_end(world: World, digest: bytes) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     world = World(tmp_path_factory.mktemp("undisturbed"))
-    write_documents(world.work, 6, 60)
+    write_documents(world.work, 3, 30)
     assert world.run("--land", text=DOCUMENTS).status == 0
     assert world.gone()
     return (world.work / "DIGEST.md").read_bytes()
@@ -81,7 +81,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize("mended", [False, True], ids=["as it is", "after fsck --repair"])
 def test_in_the_middle_of_a_goal_all_that_is_derived_is_deleted(world: World, undisturbed: bytes, mended: bool):
     """Everybody is killed, the derived files go, and the goal comes to the same result to the byte."""
-    write_documents(world.work, 6, 60)
+    write_documents(world.work, 3, 30)
     world.begin(text=DOCUMENTS)
     world.wait_for(lambda e: e.type == "order.dispatched" and e.data["kind"] == "execute")
     kill_all(world)
@@ -101,7 +101,7 @@ def test_in_the_middle_of_a_goal_all_that_is_derived_is_deleted(world: World, un
 
 @pytest.mark.timeout(240)
 def test_at_the_end_of_a_goal_all_that_is_derived_is_deleted(world: World, undisturbed: bytes, tmp_path: Path):
-    write_documents(world.work, 6, 60)
+    write_documents(world.work, 3, 30)
     assert world.run(text=DOCUMENTS).status == 0
     assert world.gone()
     before = world.goal().journal.read_bytes()
@@ -118,7 +118,7 @@ def test_at_the_end_of_a_goal_all_that_is_derived_is_deleted(world: World, undis
 @pytest.mark.timeout(240)
 def test_gc_of_a_goal_that_has_ended_leaves_what_audit_and_landing_need(world: World, undisturbed: bytes):
     """Its mail is archived, blobs that only mail referred to go; the journal still has all it names."""
-    write_documents(world.work, 6, 60)
+    write_documents(world.work, 3, 30)
     assert world.run(text=DOCUMENTS).status == 0
     assert world.gone()
     for _ in range(2):
@@ -133,7 +133,7 @@ def test_gc_of_a_goal_that_has_ended_leaves_what_audit_and_landing_need(world: W
 @pytest.mark.timeout(240)
 def test_gc_all_the_while_a_goal_is_under_way(world: World, undisturbed: bytes):
     """Nothing need be old: only the conditions keep what the goal still needs."""
-    write_documents(world.work, 6, 60)
+    write_documents(world.work, 3, 30)
     client = world.begin(text=DOCUMENTS)
     world.wait_for(lambda e: e.type == "plan.accepted")
     runs = 0

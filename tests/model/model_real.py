@@ -64,7 +64,7 @@ class Model:
         if "fails once" in body and key[2] == 0:
             raise BadInput("this cannot be answered")
         calls = (ToolCall("call", "note", {}),) if "use a tool" in body and not told else ()
-        yield ChatReply(f"answer {count} to {body}"[:60], calls, "tool_calls" if calls else "end", Usage(1, 1))
+        yield ChatReply(f"answer {count}", calls, "tool_calls" if calls else "end", Usage(1, 1))
 
 
 def at_work(agent: Agent) -> tuple[str, str, int]:

@@ -26,16 +26,14 @@ BOUNDED = [
 WHOLE = [
     worlds.pipeline(1),
     worlds.clients(1, "one", "other"),
-    worlds.failing(2, "retry"),
-    worlds.failing(2, "mv", "retry"),
+    worlds.failing(1, "retry"),
+    worlds.failing(1, "mv", "retry"),
     worlds.two_workers(2),
-    worlds.poison(4),
+    worlds.poison(3),
     worlds.collected(2),
-    worlds.collected(1, "fails once", "retry"),
     worlds.collected(1, "fails once", "mv"),
     worlds.collected_downstream(1),
     worlds.goals(2, "c"),
-    worlds.goals(1, "c", "d"),
 ]
 
 

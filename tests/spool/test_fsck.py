@@ -232,6 +232,12 @@ def no_snapshot_at_all(w: World) -> Path:
     return w.write(w.goal.state, b"{")
 
 
+def unsynced_directory(w: World) -> Path:
+    """As ensure_dir leaves it when it is killed before the sync."""
+    (w.a.path / "memory").chmod(0o1700)
+    return w.a.path / "memory"
+
+
 def dead_pid(w: World) -> Path:
     return w.write(w.a.pid, b"1\n")
 
@@ -259,7 +265,8 @@ MENDED = [
     wrong_mode, wrong_directory_mode, open_tool, missing_directory, missing_heads, failure_without_record,
     failure_recorded_for_the_attempt_before, answered_not_moved, order_answered_not_moved, failure_answered_not_filed,
     claimed_twice, linked_and_not_unlinked, sent_and_waiting, torn_turn, torn_conversation, torn_journal, wrong_resting,
-    wrong_snapshot, snapshot_ahead, no_snapshot_at_all, dead_pid, dead_status, dead_supervisor, other_boot, no_run,
+    wrong_snapshot, unsynced_directory,
+    snapshot_ahead, no_snapshot_at_all, dead_pid, dead_status, dead_supervisor, other_boot, no_run,
 ]  # fmt: skip
 
 
@@ -341,6 +348,14 @@ def test_a_claim_without_an_answer_and_a_waiting_message_are_nothing_wrong(world
 
 def odd_entry(w: World) -> Path:
     return w.write(w.a.inbox / "notes.txt")
+
+
+def hidden_entry(w: World) -> Path:
+    return w.write(w.a.inbox / f".{stem(5)}.msg")
+
+
+def hidden_in_outbox(w: World) -> Path:
+    return w.write(w.a.outbox / ".notes")
 
 
 def bad_name(w: World) -> Path:
@@ -558,7 +573,8 @@ def place_as_file(w: World) -> Path:
 
 
 TOLD = [
-    odd_entry, bad_name, bad_waiting, bad_processed, two_of_one_name, set_aside, reason_alone, refused, wrong_sender,
+    odd_entry, hidden_entry, hidden_in_outbox,
+    bad_name, bad_waiting, bad_processed, two_of_one_name, set_aside, reason_alone, refused, wrong_sender,
     record_without_message, record_unreadable, foreign_among_failed, reply_without_request, wrong_day, no_day, no_turn,
     foreign_in_day, damaged_turn, turn_without_blob, body_without_blob, damaged_conversation, no_conversation, no_agent,
     foreign_file, link_in_agent, fifo_in_agent, socket_in_agent, broken_agent, agent_as_link, mail_without_agent,
@@ -631,16 +647,10 @@ def test_one_repair_at_a_time(world: World):
             world.check(repair=True)
 
 
-def test_statuses():
-    assert exit_status([]) == exit_status(["mended", "waits"]) == exits.DONE
-    assert exit_status(["busy", "person"]) == exit_status(["mend"]) == exits.FAILED
-    assert exit_status(["mended", "busy"]) == exits.TRY_LATER
-
-
 # -- any of them together ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(MENDED + TOLD), min_size=2, max_size=6, unique=True), st.randoms(use_true_random=False))
 def test_any_damage_together(injuries: list[Callable[[World], Path]], draw: random.Random):
     """Told without a change; after one repair nothing is left that could be mended, and a second changes nothing."""
