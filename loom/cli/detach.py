@@ -48,7 +48,7 @@ def start(o: Options) -> int:
 
 def _settled(home: Home, loaded: Loaded, spec: AgentSpec) -> AgentSpec:
     """The spec with nothing left that depends on the caller's directory or environment, keys excepted."""
-    model, env = model_names.settle(home, loaded, spec.model)
+    model, env = model_names.settle(home, loaded, spec.model, spec.env)
     return replace(spec, model=model, env={**env, **spec.env})
 
 

@@ -47,6 +47,8 @@ class Teller:
         if kind == "retry":
             self._said.clear()
             printing.note(f"{event['error']}; trying again in {event['wait_s']:g} s")
+        elif kind == "notice" and not self.json:
+            printing.note(event["text"])
         elif kind in ("asked_again", "history_cut") and not self.json:
             self._aside(kind, event)
         elif self.json:

@@ -58,7 +58,7 @@ def window(context: ModelContext, model: str, options: Mapping[str, Any]) -> int
             raise Config(f"option {CONTEXT_TOKENS} is {tokens!r:.40}, expected a number of tokens")
         return tokens
     provider = context.providers.get(model.partition("/")[0])
-    return provider.context or None if provider is not None else None
+    return None if provider is None else provider.context
 
 
 def sampling(options: Mapping[str, Any]) -> dict[str, Any]:

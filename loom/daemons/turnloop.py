@@ -15,7 +15,7 @@ from loom.models.base import Model
 from loom.proc.stopping import OutOfTime, Stopping, Unwanted
 from loom.spool.logs import Log
 from loom.spool.turns import Turn
-from loom.wire.chat import ChatReply, ChatRequest, TextDelta, ToolCall, ToolSpec, Usage, usage_to_json
+from loom.wire.chat import ChatReply, ChatRequest, Notice, TextDelta, ToolCall, ToolSpec, Usage, usage_to_json
 from loom.wire.errors import BadInput, Deadline, LoomError, TryLater, Unavailable, WorkFailed
 
 _FAILURES = ("refusal", "no_progress", "step_limit", "repetition")  # of the work; others are of the request
@@ -56,7 +56,7 @@ def run(
 ) -> Outcome:
     """Go on with a turn until it has an answer.
 
-    emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage"|"asked_again"|"retry", …} as things happen
+    emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage"|"asked_again"|"retry"|"notice", …}
     abandoned  whether nobody waits for the answer any longer; asked before each step, and while a model is at it
     streaming  text is shown as it comes, so a request that broke after its first words is not sent again
     Raises LoomError when there will be no answer, proc.stopping.Leaving when asked to leave (all is recorded),
@@ -154,6 +154,8 @@ def _ask(
                     if isinstance(chunk, TextDelta):
                         shown = shown or bool(chunk.text)
                         emit({"event": "text", "text": chunk.text})
+                    elif isinstance(chunk, Notice):
+                        _notice(chunk, model, log, emit)
                     else:
                         return core.tidy(chunk, steps - 1)
             raise Unavailable(f"{model.name} ended its stream without an answer", kind="broken_stream")
@@ -168,6 +170,11 @@ def _ask(
         with stopping.interruptible():
             stopping.wait(wait_s)
     raise AssertionError("retry_wait_s gives up before the tries run out")
+
+
+def _notice(notice: Notice, model: Model, log: Log, emit: Emit) -> None:
+    log.warning("model_notice", model=model.name, kind=notice.kind, text=notice.text)
+    emit({"event": "notice", "text": notice.text})
 
 
 def _past(deadline_ms: int | None, wait_s: float) -> bool:

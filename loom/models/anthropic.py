@@ -20,8 +20,9 @@ from loom.models import classify
 from loom.models.anthropic_answer import DIALECT, Answer
 from loom.models.base import Blob, no_blobs
 from loom.models.classify import Endpoint
+from loom.models.proxies import Proxy
 from loom.models.sse import SseParser
-from loom.models.transport import DEFAULT, Response, Timeouts, post_stream
+from loom.models.transport import DEFAULT, Client, Response, Timeouts
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatMessage, ChatRequest, Chunk, TextDelta
 
@@ -33,13 +34,15 @@ _NO_SCHEMA = re.compile(r"output_config|output_format|output format|structured o
 
 
 class AnthropicModel:
-    """One model at one server. Every request opens its own connection."""
+    """One model at one server. A connection is kept for the next request."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs) -> None:
+    def __init__(
+        self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
+    ) -> None:
         self.name = endpoint.name
         self._endpoint = endpoint
         self._blob = blob
-        self._timeouts = timeouts
+        self._client = Client(timeouts, proxy)
         base = endpoint.base_url.rstrip("/")
         self._url = base + ("/messages" if base.endswith("/v1") else "/v1/messages")
         self._max_tokens = MAX_TOKENS
@@ -75,11 +78,20 @@ class AnthropicModel:
 
     def _ask(self, request: ChatRequest) -> Generator[Chunk, None, None]:
         body = self._body(request)
-        with post_stream(self._url, self._headers(), body, self._timeouts) as response:
-            if not 200 <= response.status < 300:
-                said = response.start_of_body(_ERROR_BODY_BYTES)
-                raise classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
-            yield from _read(response, Answer(self._endpoint, request))
+        answer = Answer(self._endpoint, request)
+        with self._client.request("POST", self._url, self._headers(), body) as response:
+            refused = self._refused(response)
+            if refused is None:
+                yield from _read(response, answer)
+        if refused is not None:
+            raise refused
+        yield answer.reply()
+
+    def _refused(self, response: Response) -> errors.LoomError | None:
+        if 200 <= response.status < 300:
+            return None
+        said = response.start_of_body(_ERROR_BODY_BYTES)
+        return classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
 
     def _headers(self) -> dict[str, str]:
         headers = {
@@ -150,13 +162,13 @@ class AnthropicModel:
         return blocks
 
 
-def open_model(endpoint: Endpoint, blob: Blob) -> AnthropicModel:
+def open_model(endpoint: Endpoint, blob: Blob, proxy: Proxy | None) -> AnthropicModel:
     """The registry's way in."""
-    return AnthropicModel(endpoint, blob=blob)
+    return AnthropicModel(endpoint, blob=blob, proxy=proxy)
 
 
 def _read(response: Response, answer: Answer) -> Iterator[Chunk]:
-    """The answer's text as it comes, then the reply. Raises BrokenStream when there is no whole answer."""
+    """The answer's text as it comes. Raises BrokenStream when it breaks off before its end."""
     try:
         for text in _texts(response, answer):
             yield TextDelta(text)
@@ -164,7 +176,6 @@ def _read(response: Response, answer: Answer) -> Iterator[Chunk]:
         if not answer.complete:
             raise
         # All blocks are here; only the end of the stream was still to come.
-    yield answer.reply()
 
 
 def _texts(response: Response, answer: Answer) -> Iterator[str]:

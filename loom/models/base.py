@@ -19,9 +19,10 @@ class Model(Protocol):
     """One model, ready to be asked any number of times, one request after the other.
 
     name    as the user wrote it, made complete: `llama3` becomes `ollama/llama3`
-    stream  yields TextDelta pieces, then exactly one ChatReply, whose text is the pieces joined. Ending without a
-            ChatReply never happens: it raises a loom.wire.errors.LoomError instead. An answer may be empty; the
-            caller decides what that means. Closing the iterator early frees connection and process.
+    stream  yields TextDelta pieces, then exactly one ChatReply, whose text is the pieces joined. A Notice may stand
+            anywhere before the reply. Ending without a ChatReply never happens: it raises a
+            loom.wire.errors.LoomError instead. An answer may be empty; the caller decides what that means. Closing
+            the iterator early frees connection and process.
     """
 
     @property

@@ -79,6 +79,8 @@ class Answer:
             )
         if chunk.get("error"):
             raise classify.stream_error(self._endpoint, chunk["error"])
+        if chunk.get("object") == "error":  # vLLM, before it did as others do
+            raise classify.stream_error(self._endpoint, chunk)
         if isinstance(chunk.get("model"), str) and chunk["model"]:
             self._model = chunk["model"]
         self._count(chunk.get("usage"))
@@ -104,6 +106,8 @@ class Answer:
         finish = choice.get("finish_reason")
         if finish == "error":
             raise classify.stream_error(self._endpoint, "the provider behind it failed")
+        if finish == "insufficient_system_resource":  # DeepSeek, when it is overloaded
+            raise classify.stream_error(self._endpoint, {"code": 503, "message": "it broke off, being overloaded"})
         delta = choice.get("delta") or choice.get("message")
         if isinstance(delta, dict):
             yield from self._add_delta(delta)
@@ -119,7 +123,8 @@ class Answer:
             if thought:
                 self._reasoning.setdefault(name, []).append(thought)
         details = delta.get("reasoning_details")
-        self._details += details if isinstance(details, list) else []
+        for detail in details if isinstance(details, list) else ():
+            self._add_detail(detail)
         for text in (decode.text_of(delta.get("content")), refusal):
             if text:
                 self._text.append(text)
@@ -128,6 +133,25 @@ class Answer:
         for piece in pieces if isinstance(pieces, list) else ():
             if isinstance(piece, dict):
                 self._add_call(piece)
+
+    def _add_detail(self, piece: object) -> None:
+        """Take a piece of OpenRouter's details.
+
+        One block comes in many pieces, and a signature is good for the whole block alone. Pieces belong together as
+        long as the type stays the same: every one may have the index 0. A signature ends a block.
+        """
+        last = self._details[-1] if self._details else None
+        if not isinstance(piece, dict) or not isinstance(last, dict):
+            self._details.append(piece)
+            return
+        name = {"reasoning.text": "text", "reasoning.summary": "summary"}.get(str(piece.get("type")), "")
+        more = decode.text_of(piece.get(name))
+        alike = all(piece.get(n) in (None, last.get(n)) or last.get(n) is None for n in ("type", "index", "id"))
+        if not name or not alike or (more and last.get("signature")):
+            self._details.append(piece)
+            return
+        said = decode.text_of(last.get(name)) + more
+        self._details[-1] = last | {n: v for n, v in piece.items() if v is not None} | ({name: said} if said else {})
 
     def _add_call(self, piece: dict[str, Any]) -> None:
         function = piece.get("function")
@@ -188,10 +212,10 @@ class Answer:
         return stop
 
     def _count(self, usage: object) -> None:
-        if not isinstance(usage, dict):
+        if not isinstance(usage, dict) or not usage:  # some send an empty one with every chunk
             return
         details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+        cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("prompt_cache_hit_tokens")
         self._usage = Usage(
             decode.count(usage.get("prompt_tokens")), decode.count(usage.get("completion_tokens")), decode.count(cached)
         )

@@ -126,7 +126,19 @@ class ChatReply:
     thoughts: tuple[Mapping[str, Any], ...] = ()
 
 
-Chunk = TextDelta | ChatReply
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a person should know of how the answer came about; no part of it. `text` is one line.
+
+    switched  another model of a chain is asked from here on
+    cut       the server has probably left out a part of the request
+    """
+
+    kind: Literal["switched", "cut"]
+    text: str
+
+
+Chunk = TextDelta | Notice | ChatReply
 
 
 def request_to_json(request: ChatRequest) -> dict[str, Any]:
