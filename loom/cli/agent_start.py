@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from loom.wire import agent as wire
 from loom.wire import ids
 from loom.wire.agent import AgentSpec, Restart
 from loom.wire.errors import BadInput, NotFound, Usage
+from loom.wire.record import record
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Options:
     """The command line, as it was written: None, empty or False where it says nothing."""
 

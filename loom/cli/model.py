@@ -6,7 +6,6 @@ import os
 import queue
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +20,7 @@ from loom.spool.config import Loaded
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, Notice, TextDelta, ToolSpec, usage_to_json
 from loom.wire.errors import BadInput, LoomError, Unavailable, Usage
 from loom.wire.provider import Price, Provider
+from loom.wire.record import record
 
 if TYPE_CHECKING:
     from loom.models.listing import Listed
@@ -48,7 +48,7 @@ def _context() -> tuple[ModelContext, Loaded]:
 # ls
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Found:
     """What is known of one provider; `reachable` is None when it was not asked."""
 

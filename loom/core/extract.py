@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from loom.wire.jsontext import Malformed, loads
+from loom.wire.record import record
 
 _FENCE = re.compile(r"```[a-zA-Z0-9_-]*+[ \t]*+\n(.*?)(?:\n[ \t]*+```|\Z)", re.DOTALL)
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
@@ -28,7 +28,7 @@ _MAX_BRACES = 400_000
 _MAX_PARSED = 8 << 20
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Left:
     """What may still be spent on one text."""
 

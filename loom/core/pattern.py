@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from loom.wire.record import field, record
 
 MAX_STATES = 2_000
 MAX_STEPS = 2_000_000  # states looked at for one text: about a second
@@ -44,7 +45,7 @@ class TooLong(Exception):
     """The text is too long for this expression: MAX_STEPS were not enough."""
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _State:
     """One state. `test` reads a character and leads to `out`; without it all of `out` are entered at once, if `at`
     holds there: `^`, `$`, `b` (a word's edge), `B` (none), or '' for always."""

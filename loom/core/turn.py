@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from loom.core import first_aid
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, ToolCall, ToolSpec
 from loom.wire.jsontext import dumps
+from loom.wire.record import record
 from loom.wire.turn import Step
 
 MAX_STEPS = 60
@@ -34,7 +35,7 @@ INTERRUPTED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ask:
     """Send this request.
 
@@ -47,7 +48,7 @@ class Ask:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Run:
     """Run this tool. `again`: its intent is recorded already (an idempotent tool, interrupted)."""
 
@@ -55,7 +56,7 @@ class Run:
     again: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Report:
     """Give the model this result without running anything."""
 
@@ -63,14 +64,14 @@ class Report:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Answer:
     """The turn is done; this is its text, one line of JSON when there is a schema."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stop:
     """The turn ends without an answer. `kind` is the error type, `why` one line."""
 

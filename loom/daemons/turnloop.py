@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from loom.core import turn as core
@@ -17,13 +16,14 @@ from loom.spool.logs import Log
 from loom.spool.turns import Turn
 from loom.wire.chat import ChatReply, ChatRequest, Notice, TextDelta, ToolCall, ToolSpec, Usage, usage_to_json
 from loom.wire.errors import BadInput, Deadline, LoomError, TryLater, Unavailable, WorkFailed
+from loom.wire.record import field, record
 
 _FAILURES = ("refusal", "no_progress", "step_limit", "repetition")  # of the work; others are of the request
 
 Emit = Callable[[dict[str, Any]], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tools:
     """The granted tools and how one call of them is made: (call) -> {"status": …}; raises OSError or Disk only."""
 
@@ -31,7 +31,7 @@ class Tools:
     run: Callable[[ToolCall], Mapping[str, Any]] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """What a turn came to: the last answer's text and the tokens of all its calls, of earlier incarnations too."""
 

@@ -8,11 +8,11 @@ error is worth another try says loom.models.classify.is_transient, and who waits
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from loom.wire.chat import ChatRequest, Chunk
 from loom.wire.provider import Provider
+from loom.wire.record import field, record
 
 
 class Model(Protocol):
@@ -47,7 +47,7 @@ def _no_path(_digest: str) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ModelContext:
     """What a model may know of the world around it.
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loom.models import decode
 from loom.wire import errors
+from loom.wire.record import field, record
 
 MAX_SAID_CHARS = 300
 MAX_RETRY_AFTER_S = 3600.0  # a server that says "tomorrow" is asked again in an hour
@@ -21,7 +21,7 @@ MAX_RETRY_AFTER_S = 3600.0  # a server that says "tomorrow" is asked again in an
 OLLAMA_DOWN = "is it running? start it with: ollama serve"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Endpoint:
     """Who is asked for what: the words of an error.
 

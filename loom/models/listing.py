@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from loom.models import classify, decode
@@ -22,6 +21,7 @@ from loom.models.proxies import Proxy
 from loom.models.transport import Client, Timeouts
 from loom.wire import errors, jsontext
 from loom.wire.provider import Price, Provider
+from loom.wire.record import record
 
 QUICK = Timeouts(connect_s=3.0, first_byte_s=5.0, idle_s=5.0)
 MAX_MODELS = 10_000
@@ -31,7 +31,7 @@ _MAX_BYTES = 32 << 20
 _SIZES = ("context_length", "max_model_len", "context_window", "max_context_length", "max_input_tokens", "n_ctx")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Listed:
     """One model of a server. None: the server does not say."""
 

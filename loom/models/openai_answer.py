@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from loom.models import classify, decode
@@ -11,6 +10,7 @@ from loom.models.classify import Endpoint
 from loom.models.sse import SseEvent
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatReply, ChatRequest, StopReason, ToolCall, Usage
+from loom.wire.record import field, record
 
 DIALECT = "openai"
 _MAX_CALLS = 1024
@@ -23,7 +23,7 @@ _STOP: dict[str, StopReason] = {
 }
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Call:
     """A tool call whose pieces are still coming."""
 

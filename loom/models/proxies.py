@@ -8,16 +8,16 @@ As in Go this machine itself (localhost, 127.0.0.0/8, ::1) is never asked for th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from loom.models.address import split_url
 from loom.wire import errors
+from loom.wire.record import field, record
 
 _NO_PROXY = ("no_proxy", "NO_PROXY")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Proxy:
     """An HTTP proxy. `user` is `name:password`, '' when it wants none; `variable` is where it was named."""
 

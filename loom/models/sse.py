@@ -8,14 +8,13 @@ lines before they are decoded, so a UTF-8 sequence may be cut anywhere; what is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from loom.wire.errors import BrokenStream
+from loom.wire.record import record
 
 MAX_EVENT_BYTES = 8 << 20  # one event may carry a whole answer, when a server does not really stream
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SseEvent:
     """One event. `event` is its type, '' when the server gave none. `id` and `retry` serve reconnecting: ignored."""
 

@@ -19,7 +19,6 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urljoin
 
 from loom.models.address import split_url
@@ -27,6 +26,7 @@ from loom.models.classify import Phase, unreachable
 from loom.models.connecting import authorization, connect, refused_by_proxy
 from loom.models.proxies import Proxy
 from loom.wire import errors
+from loom.wire.record import field, record
 
 MAX_BODY_BYTES = 64 << 20
 MAX_REDIRECTS = 3
@@ -37,7 +37,7 @@ _PIECE_BYTES = 1 << 16
 _MAX_EARLY = 16  # answers of the kind 1xx before the real one
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Timeouts:
     """How much silence is too much. The head of the answer and its first byte each have `first_byte_s`."""
 
@@ -49,7 +49,7 @@ class Timeouts:
 DEFAULT = Timeouts()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Response:
     """An answer whose body is still coming.
 

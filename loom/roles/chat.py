@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from loom.wire.chat import ChatMessage, ChatRequest, Image, Role, ToolSpec, tool_to_json
 from loom.wire.jsontext import dumps
+from loom.wire.record import record
 
 MAX_HISTORY = 200
 MAX_HISTORY_CHARS = 200_000
@@ -16,7 +16,7 @@ IMAGE_TOKENS = 1_600  # about what the large providers count for one
 _FOR_THE_ANSWER = 4  # one part in so many of the window
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Asked:
     """What a turn is begun with.
 
@@ -32,7 +32,7 @@ class Asked:
     schema: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Begun:
     """The first request of a turn, and how much of the history was left out for its size."""
 
@@ -81,9 +81,9 @@ def _recent(history: Sequence[Mapping[str, Any]], chars: int, count: int | None)
     kept: list[ChatMessage] = []
     pair: list[ChatMessage] = []
     size = 0
-    for record in reversed(history):
-        role: Role = "assistant" if record.get("role") == "assistant" else "user"
-        said = str(record.get("text", ""))
+    for line in reversed(history):
+        role: Role = "assistant" if line.get("role") == "assistant" else "user"
+        said = str(line.get("text", ""))
         size += len(said)
         pair.append(ChatMessage(role, said))
         if size > chars or (count is not None and len(kept) + len(pair) > count):

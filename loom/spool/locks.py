@@ -10,14 +10,14 @@ import errno
 import fcntl
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from loom.spool import fs
+from loom.wire.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Incarnation:
     """One process, not only its number: `start` is its start time in clock ticks since boot."""
 

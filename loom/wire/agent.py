@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loom.wire import ids
 from loom.wire.errors import Config, LoomError
 from loom.wire.jsontext import Malformed, dumps, loads_object
+from loom.wire.record import field, record
 
 VERSION = 1
 Policy = Literal["always", "on-failure", "never"]
@@ -17,7 +17,7 @@ WANTS: tuple[Want, ...] = ("up", "down", "demand", "dead")
 POLICIES: tuple[Policy, ...] = ("always", "on-failure", "never")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Restart:
     """When and how fast a runner is started again (docs/protocol.md section 7).
 
@@ -31,7 +31,7 @@ class Restart:
     window_s: float = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AgentSpec:
     """One agent. `runner` names an executable in runners/ or is an absolute path to one.
 

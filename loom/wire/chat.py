@@ -7,8 +7,9 @@ it, turn record and replay included, knows only these records.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from loom.wire.record import field, record
 
 Role = Literal["system", "user", "assistant", "tool"]
 StopReason = Literal["end", "tool_calls", "length", "refusal"]
@@ -18,7 +19,7 @@ MAX_IMAGES = 20  # of one message
 MAX_IMAGE_BYTES = 5 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToolSpec:
     """A tool as a model sees it, taken from `tool describe` (docs/protocol.md, programs).
 
@@ -33,7 +34,7 @@ class ToolSpec:
     writes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToolCall:
     """One call a model asks for. `input` is None when its arguments were not a JSON object; `raw` keeps them."""
 
@@ -43,7 +44,7 @@ class ToolCall:
     raw: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Image:
     """A picture that goes with a message: its bytes lie in blobs/ under this digest (docs/protocol.md section 2)."""
 
@@ -51,7 +52,7 @@ class Image:
     blob: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChatMessage:
     """One entry of the conversation. A `tool` message answers the call named by `call_id`.
 
@@ -68,7 +69,7 @@ class ChatMessage:
     thoughts: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChatRequest:
     """All a model is given for one step.
 
@@ -85,7 +86,7 @@ class ChatRequest:
     schema: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """Tokens of one call as the provider counted them; zeros where it does not say."""
 
@@ -101,14 +102,14 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TextDelta:
     """A piece of the answer's text, in order."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChatReply:
     """A model's whole answer to one request: the last item of every stream, and only of a complete one.
 
@@ -126,7 +127,7 @@ class ChatReply:
     thoughts: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Notice:
     """What a person should know of how the answer came about; no part of it. `text` is one line.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from loom.wire.chat import Usage
+from loom.wire.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Price:
     """What tokens cost, in USD a million. `cached`: input the provider had kept; None: as other input."""
 
@@ -22,7 +21,7 @@ class Price:
         return (fresh * self.input + usage.cached_tokens * cached + usage.output_tokens * self.output) / 1e6
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Provider:
     """One model server. Holds no key, only where to find it: a record may be printed and logged.
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 from loom.wire.errors import Config
 from loom.wire.provider import Price, Provider
+from loom.wire.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Setting:
     """One row. `type` is str, int, float, bool or `str list`; `choices` limits a str."""
 
