@@ -14,7 +14,7 @@ from loom.wire.errors import Config
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3),
     max_leaves=6,
 )
