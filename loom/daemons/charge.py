@@ -194,10 +194,11 @@ class Charge:
             **({"error_type": error_type, "last_error": last_error} if error_type else {}),
             "stderr": stderr,
         }
-        crashes.write(self.agent, now_us // 1000, record)
+        # The log first: a disk that refuses the record may still take a line.
         told = {key: value for key, value in record.items() if key not in ("ts", "stderr")}
         self.log.error("crashed" if kind == "crash" else "refused", pid=process.pid, **told)
         self.log.close()
+        crashes.write(self.agent, now_us // 1000, record)
 
     # -- claimed messages of a process that is gone -----------------------------------------------------------
 

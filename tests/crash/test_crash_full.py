@@ -35,14 +35,13 @@ def _rounds(double: int) -> tuple[dict[str, Any], ...]:
     return {"double": double}, _EVERY_POINT
 
 
-ROUNDS: dict[str, tuple[dict[str, Any], ...]] = {case.name: _rounds(40) for case in KERNEL}
-ROUNDS |= {"work": _rounds(24), "fail and retry": _rounds(24)}
-ROUNDS |= {case.name: _rounds(16) for case in PROCESSES}
-ROUNDS |= {case.name: _rounds(16) for case in (*CLI, FSCK, GC, met(GC))}
-ROUNDS |= {"goal": ({"first": True, "double": 2, "orders": 2}, {**_EVERY_POINT, "at_most": 600})}
-ROUNDS |= {"goal with setbacks": ({"at_most": 200},)}
-ROUNDS |= {case.name: ({"first": True, "errors": ERRORS[:1], "at_most": 80},) for case in ALONE}
-ROUNDS |= {"supervisor": ({"first": True, "double": 1}, {**_EVERY_POINT, "at_most": 500})}
+ROUNDS: dict[str, tuple[dict[str, Any], ...]] = {case.name: _rounds(24) for case in KERNEL}
+ROUNDS |= {case.name: _rounds(12) for case in PROCESSES}
+ROUNDS |= {case.name: _rounds(12) for case in (*CLI, FSCK, GC, met(GC))}
+ROUNDS |= {"goal": ({"first": True, "double": 2, "orders": 2}, _EVERY_POINT)}
+ROUNDS |= {"goal with setbacks": ({"at_most": 400},)}
+ROUNDS |= {case.name: ({"first": True, "errors": ERRORS, "at_most": 200},) for case in ALONE}
+ROUNDS |= {"supervisor": ({"first": True, "double": 1}, _EVERY_POINT)}
 
 _reports: list[Report] = []
 

@@ -6,7 +6,10 @@ that each run of the tests meets each process.
 
 from __future__ import annotations
 
+import errno
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import crash_all
 import pytest
@@ -16,6 +19,12 @@ from crash_goal import ALONE, GOALS, ORDERS
 from crash_processes import PROCESSES
 from crash_supervisor import SUPERVISOR
 from harness import ERRORS, Case, Point, explore
+
+from loom.core.supervision import Exit
+from loom.daemons.charge import Charge, Process
+from loom.spool import agents, crashes, fs
+from loom.spool.home import open_home
+from loom.wire.agent import AgentSpec
 
 SEED = 20260728
 _SAMPLE = (
@@ -63,3 +72,19 @@ def test_a_process_that_is_left_is_a_failure():
     report = explore(case, at_most=1, jobs=1)
     assert report.failures
     assert "processes are left" in report.failures[0]
+
+
+def test_a_crash_whose_record_the_disk_refuses_is_told_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    home = open_home(tmp_path / "home")
+    box = agents.create(home, AgentSpec("a", "builtin"), "", "up")
+
+    class Full(fs.Calls):
+        def create(self, path: str, mode: int) -> int:
+            raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(fs, "calls", Full())
+    with pytest.raises(OSError):
+        Charge(home, "a").record_crash(Process(1, 1, -1, ours=True), Exit(code=1), "crash", "", None)
+    assert crashes.names(box) == []
+    (log,) = box.logs.glob("*.ndjson")
+    assert json.loads(log.read_text())["event"] == "crashed"
