@@ -9,7 +9,7 @@ from hypothesis import settings
 settings.register_profile("nightly", max_examples=2000, deadline=None)
 
 # Whole goals, supervisors and enumerated crashes: minutes in all. `make check` leaves them out, `make test` runs them.
-SLOW_ROOMS = {"goals", "crash", "daemons", "soak", "hostile"}
+SLOW_ROOMS = {"goals", "crash", "daemons", "soak", "hostile", "model"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from loom.spool import agents, crashes, locks
 from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home
 from loom.wire.agent import Want
-from loom.wire.errors import Config, NotFound
+from loom.wire.errors import Config, Disk, NotFound
 
 _ALIVE = ("idle", "running")
 _WAITING_TO_START = ("pending", "restarting")
@@ -66,9 +66,9 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
         model, broken = agents.read_hint(agent.model) or "?", True
     said = agents.read_hint(agent.status)
     is_missed = not alive and (want == "up" or (want == "demand" and agents.has_mail(agent)))
-    hindrance = hindrance or Hindrance(home)
-    if is_missed and said in _ALIVE and hindrance.trouble():
-        said = "restarting"  # nobody can write that there now
+    reason, passing = _reason(agent, hindrance or Hindrance(home)) if is_missed else ("", False)
+    if passing and said in _ALIVE:
+        said = "restarting"  # perhaps nobody could write that down
     return State(
         name=agent.name,
         status=status(said, want, alive=alive, broken=broken),
@@ -78,19 +78,22 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
         model=model,
         waiting=agents.waiting(agent),
         started_at=agents.read_hint(agent.started_at) if alive else "",
-        reason=_reason(agent, hindrance) if is_missed else "",
+        reason=reason,
     )
 
 
-def _reason(agent: AgentDir, hindrance: Hindrance) -> str:
-    """Tried first: where nothing can be written the agent could not write down why it left."""
+def _reason(agent: AgentDir, hindrance: Hindrance) -> tuple[str, bool]:
+    """(why this agent does not work, whether that is the environment's fault and passes).
+
+    What can be tried comes first: where nothing can be written, the agent could not write down why it left.
+    """
     if hindrance.trouble():
-        return hindrance.trouble()
+        return hindrance.trouble(), True
     if not hindrance.is_supervised():
-        return "no supervisor runs"
+        return "no supervisor runs", False
     since = agents.read_hint(agent.started_at)
-    _, text = crashes.last_error(agent, since, time.time_ns() // 1_000_000)
-    return " ".join(text.split())
+    kind, text = crashes.last_error(agent, since, time.time_ns() // 1_000_000)
+    return " ".join(text.split()), kind == Disk.kind
 
 
 def status(said: str, want: Want, *, alive: bool, broken: bool = False) -> str:

@@ -13,12 +13,13 @@ from loom.core.fsck import exit_status
 from loom.spool import fsck
 from loom.spool.layout import Home, default_home
 
-_SAID = {
-    "mend": "--repair mends it",
+_BEFORE_TODO = {"mend": "--repair: ", "mended": "mended: "}
+_COUNTED = {
+    "mend": "to be mended with --repair",
     "mended": "mended",
     "person": "left to you",
     "busy": "skipped",
-    "waits": "nothing to do",
+    "waits": "on their way",
 }
 
 
@@ -39,13 +40,13 @@ def cli(repair: bool, as_json: bool) -> int:
             told = {"path": shown(finding.path), "what": finding.what, "status": finding.status, "todo": finding.todo}
             printing.json_line({"event": "finding", **told})
         else:
-            todo = f"; {finding.todo}" if finding.todo else ""
-            printing.line(f"{shown(finding.path)}: {finding.what}: {_SAID[finding.status]}{todo}")
+            todo = f"{_BEFORE_TODO.get(finding.status, '')}{finding.todo}"
+            printing.line(f"{shown(finding.path)}: {finding.what}; {todo}")
     status = exit_status(counts)
     if as_json:
         printing.json_line({"event": "result", "v": 1, "repair": repair, "counts": dict(counts), "exit_status": status})
     elif counts:
-        printing.note(", ".join(f"{count} {_SAID[kind]}" for kind, count in sorted(counts.items())))
+        printing.note(", ".join(f"{count} {_COUNTED[kind]}" for kind, count in sorted(counts.items())))
     else:
         printing.note(f"{home.path} is as it should be")
     return status

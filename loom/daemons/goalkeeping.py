@@ -78,6 +78,7 @@ class Goal:
     def _load(self) -> GoalState:
         head = (self.journal.seq, self.journal.hash)
         if not head[0]:
+            goals.settle(self.home)
             spec = goal_wire.to_json(goals.read_spec(self.dir))
             return reducing.first(self.journal.stage("goal.created", self.actor, "goal.md", {"goal": spec}))
         raw = goals.load_snapshot(self.dir, states.REDUCER_VERSION, head)

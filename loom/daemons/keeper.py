@@ -74,7 +74,7 @@ class KeeperWorker:
                 fs.ensure_dir(building)
             fs.sync_tree(building)
             fs.calls.rename_noreplace(str(building), str(goal.workspace))
-            fs.calls.fsync_dir(str(goal.path))
+        fs.calls.fsync_dir(str(goal.path))  # also when a killed keeper had moved it there
         manifest = trees.scan(goal.workspace)
         # A name that no plan could say is not shown to those who make plans.
         listed = [[p, e.size] for p, e in manifest.items() if e.mode != trees.LINK and is_workspace_path(p)]
@@ -94,7 +94,9 @@ class KeeperWorker:
             fs.remove_tree(building)
             manifest = trees.copy(goal.workspace, building)
             fs.replace(attempt / _BEGIN, dumps({"files": trees.manifest_to_json(manifest)}))
+            fs.sync_tree(building)  # or a power cut would leave an attempt whose files are not what it began with
             fs.calls.rename_noreplace(str(building), str(tree))
+        fs.calls.fsync_dir(str(attempt))
         return {}
 
     def inspect(self, goal: GoalDir, payload: Mapping[str, Any]) -> dict[str, Any]:

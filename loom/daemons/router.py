@@ -11,6 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from loom.core import routing
@@ -29,6 +30,7 @@ from loom.wire.jsontext import Malformed, loads_object
 from loom.wire.message import Message, Unreadable
 
 SWEEP_S = 30.0
+BATCH = 256  # messages whose delivery shares its syncs
 # What the files of one goal can be the reason of: missing, something else under the name, not ours.
 _OF_ONE_GOAL = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESPIPE, errno.EACCES, errno.EPERM)
@@ -39,6 +41,16 @@ BY_ORDER = "by-order"  # pool agents have no model of their own: it comes with e
 def serve_router(agent_dir: Path, drain: bool = False) -> int:
     """The router of a home (runners/router)."""
     return service.serve_loop(agent_dir, Router, drain)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A message from an outbox, not yet delivered: to `targets`, as the messages (name, bytes) of `mail`."""
+
+    box: AgentDir
+    stem: str
+    targets: tuple[str, ...]
+    mail: tuple[tuple[str, bytes], ...]
 
 
 class Router:
@@ -58,6 +70,7 @@ class Router:
         self._changed: set[str] = set()  # agents whose outbox has changed
         self._asked: set[str] = set()  # goals in whose control/ something has arrived
         self._told: set[Path] = set()  # what was found odd in outboxes and among requests to goals
+        self._taken: list[_Taken] = []
         self._next_sweep_s = 0.0
         try:
             self.watch = watch.Watch()
@@ -120,6 +133,7 @@ class Router:
         self._open_goals(full)
         for name in self._outboxes(full):
             self._route_outbox(self.home.agent(name))
+        self._deliver()
         for name, goal in list(self.goals.items()):
             for odd in goals.odd_controls(goal.dir):
                 self._tell_once("odd_entry", goal.dir.control / odd, goal=name)
@@ -253,30 +267,60 @@ class Router:
         goal.report(box.name, stem, message, lambda: mailbox.mark_sent(box, stem))
 
     def _forward(self, box: AgentDir, stem: str, message: Message, raw: bytes) -> None:
-        """Copy to each target under the same name, part by part, then mark as sent."""
+        """Take a message up for delivery: to each target under the same name, part by part."""
         try:
             mail = [(stem, raw)]
             if message.parts is not None:
                 mail = [(name, message_wire.encode(part)) for name, part in message_wire.split_parts(stem, message)]
-            for target in routing.targets(self._routes(), message):
-                if target != "user":  # a person reads the outbox, or `loom send --wait` does
-                    self._deliver(target, mail)
-                    self.agent.log.info("routed", message=stem, source=box.name, target=target)
+            targets = [t for t in routing.targets(self._routes(), message) if t != "user"]  # a person reads the outbox
+            for target in targets:
+                if not ids.is_agent(target) or not self.home.agent(target).spec.exists():
+                    raise Unreadable("no_target", f"there is no agent {ascii(target)[:80]}")
         except Unreadable as error:
-            mailbox.refuse(box, f"{stem}.msg", error.reason, str(error))
-            self.agent.log.error("refused", message=stem, outbox=box.name, reason=error.reason, error=str(error))
+            self._refuse(box, stem, error)
             return
-        mailbox.mark_sent(box, stem)
+        self._taken.append(_Taken(box, stem, tuple(targets), tuple(mail)))
+        if len(self._taken) >= BATCH:
+            self._deliver()
 
-    def _deliver(self, name: str, mail: Sequence[tuple[str, bytes]]) -> None:
-        """Raises Unreadable when the target cannot get this mail."""
-        if not ids.is_agent(name) or not self.home.agent(name).spec.exists():
-            raise Unreadable("no_target", f"there is no agent {ascii(name)[:80]}")
+    def _deliver(self) -> None:
+        """Deliver what was taken up, with shared syncs, and mark it as sent. A conflict holds up nothing else."""
+        taken, self._taken = self._taken, []
         try:
-            mailbox.deliver_all(self.home.agent(name), mail)
+            mailbox.deliver_many([item for one in taken for item in self._mail_of(one)])
+            sent = taken
+        except mailbox.Conflict:
+            sent = [one for one in taken if self._delivers_alone(one)]
+        for one in sent:
+            self._unless_unmovable(one, lambda one=one: mailbox.mark_sent(one.box, one.stem))  # type: ignore[misc]
+            for target in one.targets:
+                self.agent.log.info("routed", message=one.stem, source=one.box.name, target=target)
+        for target in dict.fromkeys(target for one in sent for target in one.targets):
+            wake.ring_agent(self.home.wake, target)
+
+    def _mail_of(self, one: _Taken) -> list[tuple[AgentDir, str, bytes]]:
+        return [(self.home.agent(target), stem, data) for target in one.targets for stem, data in one.mail]
+
+    def _delivers_alone(self, one: _Taken) -> bool:
+        """Deliver one message; False when it had to be refused."""
+        try:
+            mailbox.deliver_many(self._mail_of(one))
         except mailbox.Conflict as error:
-            raise Unreadable("conflict", str(error)) from None
-        wake.ring_agent(self.home.wake, name)
+            why = Unreadable("conflict", str(error))
+            self._unless_unmovable(one, lambda: self._refuse(one.box, one.stem, why))
+            return False
+        return True
+
+    def _unless_unmovable(self, one: _Taken, move: Callable[[], None]) -> None:
+        try:
+            move()
+        except mailbox.Unmovable as error:
+            path = one.box.outbox / f"{one.stem}.msg"
+            self._tell_once("unmovable", path, outbox=one.box.name, error=error.strerror)
+
+    def _refuse(self, box: AgentDir, stem: str, error: Unreadable) -> None:
+        mailbox.refuse(box, f"{stem}.msg", error.reason, str(error))
+        self.agent.log.error("refused", message=stem, outbox=box.name, reason=error.reason, error=str(error))
 
     def _routes(self) -> routing.Routes:
         try:

@@ -134,9 +134,19 @@ def grant(
         if faults:
             return {"status": "error", "error": f"input of {call.name}: {'; '.join(faults[:5])}"}
         result = toolcall.call_tool(tool, call.input, env=env, cwd=cwd, timeout_s=timeout_s)
+        if tool.spec.writes:
+            _sync(Path(cwd))
         if result.status == "ok":
             return {"status": "ok", "result": result.result}
         later = {} if result.retry_after_s is None else {"retry_after": result.retry_after_s}
         return {"status": "error", "error": result.error, **later}
 
     return Tools({name: tool.spec for name, tool in found.items()}, run)
+
+
+def _sync(workspace: Path) -> None:
+    """What a tool wrote is on the disk before its result is recorded: a finished call is not made again."""
+    try:
+        fs.sync_tree(workspace)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # the tool took the workspace away: there is nothing left to keep

@@ -52,6 +52,7 @@ class Ward:
         self._table = table
         self._loop = loop
         self._shared = shared_token(home)
+        self._ending: set[str] = set()  # agents whose process has ended and could not be taken leave of yet
 
     # -- who is there --------------------------------------------------------------------------------------------
 
@@ -100,6 +101,8 @@ class Ward:
         """Read what changed about one agent and do what follows from it. False: there is no such agent any more."""
         now = time.monotonic()
         self.due.pop(charge.name, None)
+        if charge.name in self._ending:
+            self._ended(charge)
         charge.refresh(self._shared, now)
         if not charge.met:
             self._meet(charge)
@@ -226,9 +229,11 @@ class Ward:
             return
         self._close_ready(charge)
         self._loop.unlisten(process.pidfd)
+        self._ending.add(charge.name)  # without descriptors its tree cannot be looked at: then once more, later
+        exit_ = self._hands.collect(charge, process, self.pids())
+        self._ending.discard(charge.name)
         charge.process = None
         self.dirty.add(charge.name)
-        exit_ = self._hands.collect(charge, process, self.pids())
         now = time.monotonic()
         before, charge.seen = charge.seen, replace(charge.seen, running=False)  # whatever fails below, it is gone
         charge.forget_mail()

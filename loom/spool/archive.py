@@ -11,6 +11,7 @@ what it had archived; the two are alike.
 from __future__ import annotations
 
 import gzip
+import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,24 @@ from loom.spool import fs
 from loom.wire.jsontext import dumps, loads_object
 
 
+class Member:
+    """What is written is packed, as one member of a gzip file; several behind one another are one such file."""
+
+    def __init__(self, file: fs.NewFile) -> None:
+        self._file = file
+        self._packing = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: with the head and the sum of gzip
+
+    def write(self, data: bytes) -> None:
+        self._file.write(self._packing.compress(data))
+
+    def end(self) -> None:
+        self._file.write(self._packing.flush())
+
+
 class Addition:
     """Files that are being added to one day. Nothing happens before keep(); a context manager."""
 
-    def __init__(self, path: Path, now_s: float) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.count = 0
         self._new = fs.NewFile(path)
@@ -37,7 +52,7 @@ class Addition:
         except BaseException:
             self._new.__exit__(None, None, None)
             raise
-        self._zip = gzip.GzipFile("", "wb", 6, self._new, now_s)
+        self._member = Member(self._new)
 
     def add(self, agent: str, state: str, below: str, path: Path) -> None:
         """One file. Raises FileNotFoundError when it is gone; then nothing was added."""
@@ -52,7 +67,7 @@ class Addition:
                 line["base64"] = b64encode(piece).decode("ascii")
             if following is not None:
                 line["more"] = True
-            self._zip.write(dumps(line) + b"\n")
+            self._member.write(dumps(line) + b"\n")
             if following is None:
                 break
             piece = following
@@ -60,7 +75,7 @@ class Addition:
 
     def keep(self) -> None:
         """Durable when this returns: the day's file holds what was added."""
-        self._zip.close()
+        self._member.end()
         self._new.keep()
 
     def added(self) -> Iterator[tuple[str, str, str]]:

@@ -24,7 +24,9 @@ from typing import Literal
 
 FILE_MODE = 0o600
 DIR_MODE = 0o700
+_NEW_DIR_MODE = DIR_MODE | stat.S_ISVTX
 TMP = ".tmp"
+GROUP = 8  # files that are published at once share one syncfs from this number on
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _PROBE_BYTES = 64 << 10  # about what one message with its turn needs
 _AT_FDCWD = -100
@@ -145,18 +147,43 @@ def _rename_noreplace(source: str, target: str) -> None:
 def ensure_dir(path: Path) -> None:
     """Make `path` and what is missing above it, 0700, each entry synced. Nothing happens when it is there.
 
+    A new directory is sticky until its entry is synced. Its maker may have died before that: whoever finds it so
+    syncs the entry, or what is published in it would go with it. All others pay nothing.
     It may be gone again when this returns: an empty directory of a day is removed by gc. Who needs it tries again.
     """
     if path.is_dir():
+        if is_unsynced(path):
+            _sync_entry(path)
         return
     if path.parent != path:
         ensure_dir(path.parent)
     try:
-        calls.mkdir(str(path), DIR_MODE)
+        calls.mkdir(str(path), _NEW_DIR_MODE)
     except FileExistsError:
         if os.path.lexists(path) and not path.is_dir():
             raise
-    calls.fsync_dir(str(path.parent))
+    _sync_entry(path)
+
+
+def is_unsynced(directory: Path) -> bool:
+    """Whether this is a directory that ensure_dir made and did not sync: of ours, and never somebody's /tmp."""
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return False
+    return stat.S_IMODE(found.st_mode) == _NEW_DIR_MODE and found.st_uid == os.getuid()
+
+
+def _sync_entry(directory: Path) -> None:
+    calls.fsync_dir(str(directory.parent))
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        calls.chmod(fd, DIR_MODE)
+    finally:
+        os.close(fd)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -202,14 +229,15 @@ def publish(target: Path, data: bytes) -> bool:
     """Make `target` with `data`, durably, never replacing anything.
 
     True: it is ours and survives a power cut. False: the name was taken already; that file and its directory
-    have been synced too, so that the name counts as published; whose bytes it holds is for the caller to see.
+    have been synced too, so that the name counts as published, unless it has moved on meanwhile; where to, and whose
+    bytes it holds, is for the caller to see.
     """
     temporary = _temporary(target.parent, data, sync=True)
     try:
         try:
             calls.link(temporary, str(target))
         except FileExistsError:
-            settle(target)
+            _settle_if_there(target)
             return False
         calls.fsync_dir(str(target.parent))
         return True
@@ -218,22 +246,27 @@ def publish(target: Path, data: bytes) -> bool:
 
 
 def publish_all(items: Iterable[tuple[Path, bytes]]) -> list[bool]:
-    """publish() for several files at once, each directory synced once. All are durable when it returns."""
+    """publish() for several files at once, with as few syncs as they need. All are durable when it returns.
+
+    From GROUP files on, one sync of the file system stands for those of their contents; each directory is synced once.
+    """
+    wanted = list(items)
+    together = len(wanted) >= GROUP
     results: list[bool] = []
-    directories: dict[str, None] = {}
     temporaries: list[str] = []
     try:
-        for target, data in items:
-            temporary = _temporary(target.parent, data, sync=True)
-            temporaries.append(temporary)
+        for target, data in wanted:
+            temporaries.append(_temporary(target.parent, data, sync=not together))
+        if together:
+            calls.sync_file_system(str(wanted[0][0].parent))
+        for (target, _), temporary in zip(wanted, temporaries, strict=True):
             try:
                 calls.link(temporary, str(target))
                 results.append(True)
             except FileExistsError:
-                settle(target)
+                _settle_if_there(target)
                 results.append(False)
-            directories[str(target.parent)] = None
-        for directory in directories:
+        for directory in dict.fromkeys(str(target.parent) for target, _ in wanted):
             calls.fsync_dir(directory)
     finally:
         for temporary in temporaries:
@@ -249,6 +282,13 @@ def settle(path: Path) -> None:
     finally:
         os.close(fd)
     calls.fsync_dir(str(path.parent))
+
+
+def _settle_if_there(path: Path) -> None:
+    try:
+        settle(path)
+    except FileNotFoundError:
+        pass  # claimed or routed since we met it: whoever moves it looks after it
 
 
 def replace(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
@@ -283,12 +323,9 @@ class NewFile:
         self._temporary, self._fd = _new_temporary(path.parent)
 
     def write(self, data: bytes) -> int:
-        """What a file object's write() does; all of it, always."""
+        """Write every byte; how many they are."""
         write_all(self._fd, data)
         return len(data)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
 
     def keep(self) -> None:
         """Put it under its name, durably, replacing what was there."""
@@ -304,6 +341,7 @@ class NewFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
             _forget(self._temporary)
 
 

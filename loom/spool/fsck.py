@@ -46,7 +46,6 @@ def check(home: Home, *, repair: bool = False, now_s: float | None = None) -> It
     if not repair:
         yield from _everything(run)
         return
-    yield from _boot(run)  # first: the lock lies in run/
     lock = locks.acquire(home.tidy_lock)
     if lock is None:
         raise TryLater("gc or another fsck --repair is at work in this home", hint="let it end", kind="busy")
@@ -91,11 +90,11 @@ def _top(run: Check) -> Findings:
     for name in fs.names(home.path):
         if name not in HOME_ENTRIES and not name.startswith("."):
             yield person(home.path / name, "is nothing of loom's", "move it away")
-    for directory in home.directories():
+    for directory in (d for d in home.directories() if home.run not in (d, d.parent)):
         if not directory.is_dir() or directory.is_symlink():
             if os.path.lexists(directory):
                 yield person(directory, "is no directory", "move it away; a home holds no links")
-            elif directory.parent != home.run:
+            else:
                 yield run.mend(directory, "is missing", "made", partial(fs.ensure_dir, directory))
     try:
         config.load(home, {})
@@ -144,7 +143,9 @@ def _mode(run: Check, path: Path, wanted: int | None) -> Findings:
     except FileNotFoundError:
         return
     right = mode & DIR_MODE if wanted is None else wanted
-    if mode != right:
+    if path.is_dir() and fs.is_unsynced(path):
+        yield run.mend(path, "was made and its entry not synced", "synced", partial(fs.ensure_dir, path))
+    elif mode != right:
         yield run.mend(path, f"has mode {mode:04o}", f"set to {right:04o}", partial(fs.set_mode, path, right))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from loom.core.fsck import LIFE, SENDING, surplus
 from loom.spool import agents, blobs, bodies, fs, locks, mailbox, ndjson, threads
 from loom.spool.findings import Check, Finding, Findings, person
 from loom.spool.fs import TMP
+from loom.spool.fsck_records import check_conversations, check_turns
 from loom.spool.layout import ERROR_SUFFIX, AgentDir
 from loom.wire import ids, message
 from loom.wire.errors import BadInput, LoomError
@@ -31,8 +32,6 @@ _DIRECTORIES = frozenset(
     ("inbox", "outbox", "turns", "conversations", "memory", "skills", "tools", "logs", "crashes", TMP)
 )
 _PLAIN = ("inbox", "outbox", "turns", "conversations", "logs", "crashes")
-_TURN = re.compile(r"(.{40})\.(\d+)\.ndjson(\.torn\.\d+(\.[0-9a-f]+)?)?")
-_CONVERSATION = re.compile(r"(.+)\.(ndjson(\.torn\.\d+(\.[0-9a-f]+)?)?|lock)")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _KNOWN_LINES = 50  # as far back as the runner looks
 
@@ -61,9 +60,9 @@ def check_agent(check: Check, agent: AgentDir) -> Findings:
         yield from _inbox(check, agent)
         yield from _failed(check, agent)
         yield from _processed(check, agent)
-        yield from _turns(check, agent)
+        yield from check_turns(check, agent)
     yield from _outbox(check, agent)
-    yield from _conversations(check, agent)
+    yield from check_conversations(check, agent)
 
 
 @contextmanager
@@ -160,11 +159,12 @@ def _signs_of_life(check: Check, agent: AgentDir) -> Findings:
 
 
 def _inbox(check: Check, agent: AgentDir) -> Findings:
+    ours = {directory.name for directory in agent.directories()}
     for name in fs.names(agent.inbox):
         path, stem = agent.inbox / name, ids.stem_of(name)
-        if name.startswith("."):
+        if name in ours:
             continue
-        if not name.endswith(".msg"):
+        if not name.endswith(".msg") or name.startswith("."):
             yield person(path, "its name does not end in .msg: no runner takes it", "rename it or move it away")
         elif stem is None:
             yield person(path, "its name is not <13 digits>-<ulid>.msg", "its runner will set it aside")
@@ -277,6 +277,17 @@ def _file_failure(check: Check, agent: AgentDir, stem: str, attempt: int, reply:
         mailbox.fail(agent, stem, attempt, **record)
 
 
+def _last_failure(agent: AgentDir, stem: str) -> tuple[int, Message | None]:
+    """The last attempt whose failure was answered and not recorded, with that answer; else the present one and None."""
+    present = mailbox.attempts(agent, stem)
+    last, reply = present, None
+    for attempt in range(present, MAX_ATTEMPTS):
+        todo, found = mailbox.look(agent, agent.name, stem, attempt)
+        if todo == "fail":
+            last, reply = attempt, found
+    return last, reply
+
+
 def _failed(check: Check, agent: AgentDir) -> Findings:
     for name in fs.names(agent.failed):
         path = agent.failed / name
@@ -292,11 +303,10 @@ def _failed(check: Check, agent: AgentDir) -> Findings:
                 yield doubled
                 continue
             yield from _content(check, path, stem, "remove it, or mend it")
-            attempt = mailbox.attempts(agent, stem)
-            todo, reply = mailbox.look(agent, agent.name, stem, attempt)
-            if todo == "fail" or not os.path.lexists(agent.error_of(stem)):
-                yield check.mend(path, "the record of its failure is missing", "written",
-                                 partial(_file_failure, check, agent, stem, attempt, reply))  # fmt: skip
+            attempt, reply = _last_failure(agent, stem)
+            if reply is not None or not os.path.lexists(agent.error_of(stem)):
+                act = partial(_file_failure, check, agent, stem, attempt, reply)
+                yield check.mend(path, "the record of its failure is missing", "written", act)
         else:
             yield person(path, "is no message and no record of one", "move it away")
 
@@ -325,7 +335,7 @@ def _finished(check: Check, shards: Path) -> Findings:
 def _outbox(check: Check, agent: AgentDir) -> Findings:
     for name in fs.names(agent.outbox):
         path, stem = agent.outbox / name, ids.stem_of(name)
-        if name.startswith("."):
+        if name in (TMP, agent.sent_days.name, agent.refused.name):
             continue
         if stem is None:
             yield person(path, "is no message: its name is not <13 digits>-<ulid>.msg", "move it away")
@@ -353,62 +363,3 @@ def _outbox(check: Check, agent: AgentDir) -> Findings:
 
 def _answers(agent: AgentDir, request: str, stem: str) -> bool:
     return ids.is_stem(request) and any(ids.reply_stem(agent.name, request, n) == stem for n in range(MAX_ATTEMPTS))
-
-
-# -- records -----------------------------------------------------------------------------------------------------
-
-
-def _turns(check: Check, agent: AgentDir) -> Findings:
-    for name in fs.names(agent.turns):
-        path = agent.turns / name
-        found = _TURN.fullmatch(name)
-        if name == TMP:
-            continue
-        if found is None or not ids.is_stem(found[1]):
-            yield person(path, "is no turn record", "move it away")
-        elif not found[3]:
-            yield from _lines(check, path, partial(_mend_lines, path))
-            for line in ndjson.read_objects(path):
-                digest = line.get("blob")
-                if isinstance(digest, str) and not blobs.is_there(check.home.blobs, digest):
-                    yield person(
-                        path, f"a record of it is missing: blob {digest[:64]}", "its message will fail; retry it"
-                    )
-
-
-def _conversations(check: Check, agent: AgentDir) -> Findings:
-    directory = agent.path / "conversations"
-    for name in fs.names(directory):
-        path = directory / name
-        found = _CONVERSATION.fullmatch(name)
-        if name == TMP:
-            continue
-        if found is None or not ids.is_thread(found[1]):
-            yield person(path, "is no conversation", "move it away")
-        elif name == f"{found[1]}.ndjson" and not locks.is_held(path.with_suffix(".lock")):
-            yield from _lines(check, path, partial(_mend_conversation, agent, found[1]))
-
-
-def _mend_lines(path: Path) -> None:
-    ndjson.Appender(path).close()
-
-
-def _mend_conversation(agent: AgentDir, thread: str) -> None:
-    held = threads.hold(agent, thread)
-    if held is not None:
-        held.close()
-
-
-def _lines(check: Check, path: Path, act: Callable[[], object]) -> Findings:
-    """A torn end, which opening the file cuts off and keeps beside it; or damage that nothing cuts off."""
-    try:
-        torn = ndjson.torn_bytes(path)
-    except FileNotFoundError:
-        return
-    except ndjson.Damaged as error:
-        yield person(path, str(error), "mend that line or move the file away")
-        return
-    except fs.NotRegular:
-        return  # told among the special files
-    if torn:
-        yield check.mend(path, f"its last {torn} bytes are torn", "cut off and kept beside it", act)

@@ -37,6 +37,11 @@ def create(home: Home, spec: GoalSpec) -> GoalDir:
     return goal
 
 
+def settle(home: Home) -> None:
+    """Make the names of all goals durable: whoever made one may have died between its rename and its sync."""
+    fs.calls.fsync_dir(str(home.goals))
+
+
 def names(home: Home) -> list[str]:
     """Ids of all goals, oldest day first."""
     try:

@@ -18,7 +18,18 @@ ERROR_SUFFIX = ".error.json"
 # All that may lie in a home: by these names one without `version` is told from somebody's directory.
 HOME_ENTRIES = frozenset(
     (
-        *("version", "config.yml", "routes.json", "start.lock", "agents", "filters", "pipes", "goals", "heads"),
+        *(
+            "version",
+            "config.yml",
+            "routes.json",
+            "start.lock",
+            "tidy.lock",
+            "agents",
+            "filters",
+            "pipes",
+            "goals",
+            "heads",
+        ),
         *("blobs", "ledger", "secrets", "skills", "tools", "playbooks", "policies", "schedules", "logs", "run"),
         *("index", "archive", "lost+found"),
     )
@@ -309,7 +320,7 @@ class Home:
 
     @property
     def tidy_lock(self) -> Path:
-        return self.run / "tidy.lock"
+        return self.path / "tidy.lock"
 
     @property
     def start_lock(self) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loom.core.retention import DAY_S, LITTER_S
 from loom.spool import fs, locks
+from loom.spool.archive import Member
 from loom.spool.broom import Broom
 from loom.spool.fs import TMP
 from loom.spool.layout import Home
@@ -26,7 +27,7 @@ def sweep(broom: Broom) -> None:
         for name in fs.names(directory / TMP):
             path = directory / TMP / name
             if is_litter(broom, path):
-                _remove_all(broom, path, "litter")
+                remove_all(broom, path, "litter")
     for agent in directories(broom.home.agents):
         for name in fs.names(agent / "crashes"):
             path = agent / "crashes" / name
@@ -79,7 +80,8 @@ def _is_all_old(broom: Broom, path: Path, days: float, without: str = "") -> boo
     return all(_is_all_old(broom, path / name, days) for name in fs.names(path) if name != without)
 
 
-def _remove_all(broom: Broom, path: Path, what: str) -> None:
+def remove_all(broom: Broom, path: Path, what: str) -> None:
+    """Take a file or a whole tree away, or only say so."""
     broom.goes(path, what)
     if not broom.dry_run:
         fs.remove_tree(path)
@@ -103,7 +105,7 @@ def _sweep_filter(broom: Broom, path: Path) -> None:
         return
     with lock:
         fs.remove(message)  # first: with it the directory counts
-        _remove_all(broom, path, "filter")
+        remove_all(broom, path, "filter")
 
 
 # -- logs --------------------------------------------------------------------------------------------------------
@@ -132,9 +134,10 @@ def _pack(broom: Broom, path: Path) -> None:
                 if packed.exists():
                     for piece in fs.pieces(packed):
                         new.write(piece)
-                with gzip.GzipFile("", "wb", 6, new, broom.now_s) as packing:
-                    for piece in fs.pieces(path):
-                        packing.write(piece)
+                member = Member(new)
+                for piece in fs.pieces(path):
+                    member.write(piece)
+                member.end()
                 new.keep()
     except (FileNotFoundError, fs.NotRegular):
         return  # a person was quicker, or it is none of ours

@@ -66,33 +66,45 @@ def deliver(box: Box, stem: str, data: bytes) -> bool:
     Raises Conflict when the name is known with other bytes, OSError when the disk refuses (nothing accepted).
     """
     if find(box, stem) is None and fs.publish(box.inbox / f"{stem}.msg", data):
+        _check_only(box, stem, data)
         return True
     _check_known(box, stem, data)
     return False
 
 
 def deliver_all(box: Box, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
-    """deliver() for many: one sync of the directory for all of them.
+    """deliver() for many: one sync for their contents and one of the directory.
+
+    Raises as deliver_many.
+    """
+    return deliver_many([(box, stem, data) for stem, data in messages])
+
+
+def deliver_many(mail: Sequence[tuple[Box, str, bytes]]) -> list[bool]:
+    """deliver() for many messages to many mailboxes, whose syncs are shared.
 
     Raises Conflict before any is written, unless another sender takes one of the names at this very moment; and
-    OSError: some may lie in the inbox then, none is accepted, and delivering all of them again is safe.
+    OSError: some may lie in an inbox then, none is accepted, and delivering all of them again is safe.
     """
-    fresh: dict[str, bytes] = {}
-    for stem, data in messages:
-        if fresh.get(stem, data) != data:
+    fresh: dict[Path, tuple[Box, str, bytes]] = {}
+    places = [box.inbox / f"{stem}.msg" for box, stem, _ in mail]
+    for place, (box, stem, data) in zip(places, mail, strict=True):
+        if place in fresh and fresh[place][2] != data:
             raise Conflict(f"two messages named {stem} with different content in one delivery")
         if find(box, stem) is None:
-            fresh[stem] = data
+            fresh[place] = (box, stem, data)
         else:
             _check_known(box, stem, data)
-    made = fs.publish_all((box.inbox / f"{stem}.msg", data) for stem, data in fresh.items())
-    new = {stem for stem, is_new in zip(fresh, made, strict=True) if is_new}
-    for stem in fresh.keys() - new:
-        _check_known(box, stem, fresh[stem])
+    made = fs.publish_all((place, data) for place, (_, _, data) in fresh.items())
+    new = {place for place, is_new in zip(fresh, made, strict=True) if is_new}
+    for place in new:
+        _check_only(*fresh[place])
+    for place in fresh.keys() - new:
+        _check_known(*fresh[place])
     results = []
-    for stem, _ in messages:
-        results.append(stem in new)
-        new.discard(stem)
+    for place in places:
+        results.append(place in new)
+        new.discard(place)
     return results
 
 
@@ -125,8 +137,33 @@ def _check_known(box: Box, stem: str, data: bytes) -> None:
             same = False
         if not same:
             raise Conflict(f"a message named {stem} with other content is already in {known.parent}")
+        _check_only(box, stem, data)
         return
     # It was here and is gone: somebody finished it and put it away, so it was accepted.
+
+
+def _check_only(box: Box, stem: str, data: bytes) -> None:
+    """Raises Conflict when other bytes of this name are on their way too.
+
+    Another sender's message may have been published and claimed after we had looked, and its name was free again. It
+    is looked for in the order in which messages move, the inbox last: one that is tried again comes back there.
+    """
+    name = f"{stem}.msg"
+    for place in (
+        box.in_progress / name,
+        box.processed(stem),
+        box.failed / name,
+        box.unreadable / name,
+        box.inbox / name,
+    ):
+        try:
+            same = fs.read(place, message.MAX_BYTES) == data
+        except FileNotFoundError:
+            continue
+        except (fs.NotRegular, fs.TooLarge):
+            same = False
+        if not same:
+            raise Conflict(f"a message named {stem} with other content is already in {place.parent}")
 
 
 # -- claim ----------------------------------------------------------------------------------------------------

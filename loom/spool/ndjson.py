@@ -76,6 +76,15 @@ class Appender:
         fs.append(self._fd, line + b"\n")
         self._failed = False
 
+    def settle_name(self) -> None:
+        """Make the name of a file that goes on for ever durable before its first record, and never again.
+
+        So a file that holds a record has a durable name, whoever wrote it, and sync() need not see to it each time.
+        """
+        if not self.records:
+            fs.calls.fsync_dir(str(self.path.parent))
+        self._dir_synced = True
+
     def sync(self) -> None:
         """Everything appended so far survives a power cut, the file's name included."""
         refuse_after_failure(self._failed, self.path)

@@ -5,8 +5,8 @@ a document of a goal, a filter; and in a blob that is referred to itself. Archiv
 
 A blob goes in two steps. Old and without a reference, it is set aside: renamed into `.tmp/` of its directory, where
 blobs.get still finds it. 36 hours later it is looked for once more: it goes, or it comes back when somebody refers to
-it. So a writer that found it in place while it was being set aside has not relied on nothing: nobody waits and no
-lock is needed.
+it. So a writer may rely on a blob that it finds in place, even at the moment in which that is set aside: nobody waits
+and no lock is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loom.spool import fs
 from loom.spool.broom import Broom
 from loom.spool.fs import TMP
 from loom.spool.layout import Home
-from loom.spool.litter import directories, is_litter
+from loom.spool.litter import directories, is_litter, remove_all
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MENTION = re.compile(rb"[0-9a-f]{64}")
@@ -33,6 +33,10 @@ _NOT_IN_HOME = ("blobs", "archive", "run", "index", "logs", "secrets", "lost+fou
 
 def sweep_blobs(broom: Broom) -> None:
     """Set aside what is old and unreferenced, bring back or remove what was set aside before."""
+    for shard in shards(broom.home):
+        for name in fs.names(shard / TMP):
+            if not _DIGEST.fullmatch(name) and is_litter(broom, shard / TMP / name):
+                remove_all(broom, shard / TMP / name, "litter")
     marks = Marks(broom)
     if not marks.any():
         return
@@ -55,10 +59,6 @@ def sweep_blobs(broom: Broom) -> None:
                 if not broom.dry_run:
                     fs.ensure_dir(shard / TMP)
                     fs.calls.rename(str(path), str(shard / TMP / digest))
-        for name in fs.names(shard / TMP):
-            path = shard / TMP / name
-            if not _DIGEST.fullmatch(name) and is_litter(broom, path):
-                broom.remove(path, "litter")
 
 
 def _sweep_aside(broom: Broom, marks: Marks, aside: Path, path: Path) -> None:

@@ -139,9 +139,8 @@ class Mail:
                     if found is None:
                         self.broom.stays(path, what, "it cannot be read")
                         continue
-                    why = self._keeps_processed(box, stem, found) if what == "processed" else ""
-                    why = self._keeps_sent(box, stem, found) if what == "sent" else why
-                    if why:
+                    keeps = self._keeps_processed if what == "processed" else self._keeps_sent
+                    if why := keeps(box, stem, found):
                         self.broom.stays(path, what, why)
                         continue
                     if self.broom.dry_run and what == "processed":
@@ -237,7 +236,7 @@ class Mail:
         first = next(found, None)
         if first is None:
             return  # and the archive is left as it is
-        with Addition(self.home.archive_of(day), self.broom.now_s) as addition:
+        with Addition(self.home.archive_of(day)) as addition:
             for box, what, path in chain([first], found):
                 self._add(addition, box, what, path)
             fs.sync_tree(self.home.path)  # what was decided rests on moves that nobody has synced

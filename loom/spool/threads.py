@@ -24,6 +24,11 @@ class Thread:
     def __init__(self, path: Path, lock: locks.Lock) -> None:
         self._lock = lock
         self._file = ndjson.Appender(path, LAST_LINES)
+        try:
+            self._file.settle_name()
+        except BaseException:
+            self._file.close()
+            raise
         self.history = self._file.records
 
     def append(self, stem: str, said: list[tuple[str, str]]) -> None:

@@ -398,7 +398,7 @@ def apply(root: Path, changes: Sequence[Change], blob_dir: Path, tag: str, umask
     for change in todo:
         if change.after is not None:
             _write(root, change, change.after, blob_dir, tag, umask)
-    if todo:
+    if changes:  # also those that a killed process had made: it may have died before its sync
         fs.sync_tree(root)
     return Applied(tuple(c.path for c in todo), ())
 

@@ -11,9 +11,9 @@
     {"t":"released"}                            on a clean leave
 
 A request is rebuilt by joining recorded messages, never by asking the code how it would build them today. A record
-over 64 KiB or 64 levels lies in a blob, and its line is {"t":…,"step":k,"blob":digest}. Reply, intent and result are
-synced before anything depends on them; open and request need not survive a power cut, because without a reply
-nothing happened yet that could be repeated.
+over 64 KiB or 64 levels lies in a blob, and its line is {"t":…,"step":k,"blob":digest}. Intent and result are synced
+before anything depends on them, and the reply that led to a call with its intent. What only an answer follows from need
+not survive a power cut by itself: either the answer is published, or nothing has happened that could be repeated.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Turn:
         self._since_open = 0
         for record in self._file.records:
             self._replay(self._resolve(record))
+        if self._file.records:
+            self._file.sync()  # who wrote them may have died before: what is built on them must not outlive them
         self._file.records = []
 
     def open(self, boot: str, epoch: str) -> None:
@@ -75,8 +77,8 @@ class Turn:
         self.steps.append(Step(request))
 
     def reply(self, reply: ChatReply) -> None:
-        """Record the model's answer to the last request; durable when this returns."""
-        self._write({"t": "reply", "step": len(self.steps) - 1, "reply": reply_to_json(reply)}, sync=True)
+        """Record the model's answer to the last request; a power cut may take it until what follows is synced."""
+        self._write({"t": "reply", "step": len(self.steps) - 1, "reply": reply_to_json(reply)})
         self.steps[-1].reply = reply
 
     def intent(self, call: ToolCall) -> None:

@@ -317,9 +317,11 @@ def test_records_and_decisions_need_nothing_from_outside(path: Path):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == top
         }
         assert used <= parts, f"{path.relative_to(ROOT)}: uses {top}.{sorted(used - parts)}"
+    allowed = {"exec"} if path.name == "record.py" else set()  # it compiles `__init__` from names of fields (ADR-0018)
+    forbidden = {"open", "print", "input", "exec", "eval", "__import__"} - allowed
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in ("open", "print", "input", "exec", "eval", "__import__"), f"{path}:{node.lineno}"
+            assert node.func.id not in forbidden, f"{path}:{node.lineno}"
 
 
 # -- small rules -----------------------------------------------------------------------------------------------

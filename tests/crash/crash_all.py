@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from crash_cases import KERNEL
 from crash_cli import CLI
+from crash_fsck import FSCK
 from crash_goal import ALONE, GOALS
 from crash_processes import PROCESSES
+from crash_retention import GC, met
 from crash_supervisor import SUPERVISOR
+from harness import _in_orders as in_orders
 
-CASES = {case.name: case for case in (*KERNEL, *PROCESSES, *GOALS, *ALONE, SUPERVISOR, *CLI)}
+CASES = {case.name: case for case in (*KERNEL, *PROCESSES, *GOALS, *ALONE, SUPERVISOR, *CLI, FSCK, GC, met(GC))}
+
+# Each process of loom, as the cases call it: what `acting` and Case.process say.
+PROCESSES_OF_LOOM = (
+    *("send", "runner", "router", "planner", "executor", "verifier", "keeper", "supervisor", "filter"),
+    *("agent start", "agent stop", "agent retry", "agent rm", "run", "goal control", "gc", "fsck"),
+)
+
+__all__ = ["CASES", "PROCESSES_OF_LOOM", "in_orders"]

@@ -48,7 +48,7 @@ def swapped(module: Any, name: str, bad: Any) -> Iterator[None]:
 
 
 class FarModel:
-    """`answer(number, step, request, box, stem)`: a text, or (tool, input) to call one. `number` counts all questions."""
+    """`answer(number, step, request, box, stem)`: a text or (tool, input). `number` counts all questions."""
 
     name = "test/model"
 
@@ -122,7 +122,7 @@ def far_side(root: Path, answer: Answer) -> Iterator[None]:
 
 
 def one_life(agent_dir: Path, make_worker: service.WorkerMaker) -> None:
-    """A runner from its start to the end of its work, as the supervisor runs it. Raises OSError when it left with 75."""
+    """A runner from its start to the end of its work, as the supervisor runs it. Raises OSError for 75."""
     status = service.serve(agent_dir, make_worker, drain=True)
     if status == exits.TRY_LATER:
         raise OSError(f"{agent_dir.name} left with 75")

@@ -54,6 +54,7 @@ from loom.spool import fs
 KILLED = 137
 ERRORS = ("ENOSPC", "EIO", "EMFILE", "EROFS", "EDQUOT", "EFBIG")
 KILLS = ("before", "after", "torn")
+JOBS = int(os.environ.get("LOOM_CRASH_JOBS", "0")) or min(os.cpu_count() or 1, 8)
 FULL = os.environ.get("LOOM_CRASH") == "full"
 _METHODS = [name for name in vars(fs.Calls) if not name.startswith("_")]
 
@@ -236,9 +237,8 @@ class Knife(fs.Calls):
                 assert self.rival is not None
                 self.rival()
                 return real(*args)
-        if point.phase.startswith("torn+"):
-            if method == "write":
-                real(args[0], _half(args[1]))
+        if point.phase.startswith("torn+") and method == "write":
+            real(args[0], _half(args[1]))
         code = getattr(errno, point.phase.removeprefix("torn+"))
         raise OSError(code, f"{os.strerror(code)} (injected)")
 
@@ -252,14 +252,10 @@ class Knife(fs.Calls):
 
 
 def _method(name: str) -> Callable[..., Any]:
-    def call(self: Knife, *args: Any) -> Any:
+    def call(self: Any, *args: Any) -> Any:
         return self._call(name, args)
 
     return call
-
-
-for _name in _METHODS:
-    setattr(Knife, _name, _method(_name))
 
 
 def _half(data: bytes | memoryview) -> memoryview:
@@ -353,25 +349,104 @@ def points_of(
 
 def one_trial(case: Case, prepared: Path, point: Point, room: Path) -> tuple[str, int]:
     """(what is wrong after this disturbance, empty for nothing; how many calls the recovery made)."""
-    root = room / "root"
-    shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(prepared, root, symlinks=True)
+    root = _copied(prepared, room)
     try:
-        wrong, calls = _tried(case, root, point)
+        wrong, calls = _disturbed_once(case, root, point), 0
+        if not wrong:
+            wrong, calls = _recovered(case, root, point)
     finally:
         left = _end_children()
     return (wrong or (f"processes are left: {left}" if left else "")), calls
 
 
-def _tried(case: Case, root: Path, point: Point) -> tuple[str, int]:
+class Camera(fs.Calls):
+    """Copies the directory before the calls of these numbers: what a process that was killed there leaves behind."""
+
+    def __init__(self, root: Path, copies: Path, numbers: Iterable[int]) -> None:
+        self.count = 0
+        self._root, self._copies, self._numbers = root, copies, frozenset(numbers)
+
+    def _call(self, method: str, args: tuple[Any, ...]) -> Any:
+        self.count += 1
+        if self.count in self._numbers:
+            shutil.copytree(self._root, self._copies / str(self.count), symlinks=True, ignore=_no_fifos)
+        return getattr(super(), method)(*args)
+
+
+for _name in _METHODS:
+    setattr(Knife, _name, _method(_name))
+    setattr(Camera, _name, _method(_name))
+
+
+def _second_kills(
+    case: Case, prepared: Path, point: Point, room: Path, seconds: list[int]
+) -> Iterator[tuple[int, str]]:
+    """(call of the recovery, what is wrong after it was killed there) for each of `seconds`.
+
+    The recovery runs once, and before each of these calls its directory is copied: a kill leaves the files as they
+    are and lets go of every lock, and so does a copy. What recovers from all the copies is one process. Where that
+    does not end well, every one of these kills is made as a trial of its own.
+    """
+    root, copies = _copied(prepared, room), room / "copies"
+    shutil.rmtree(copies, ignore_errors=True)
+    copies.mkdir()
+    wrong = _disturbed_once(case, root, point)
+    recover = case.recovery(point.order)
+
+    def photograph() -> None:
+        fs.calls = Camera(root, copies, seconds)
+        with acting(case.process):
+            recover(root)
+
+    def finish_all() -> dict[str, Any]:
+        found = {}
+        for second in seconds:
+            shutil.rmtree(root)
+            (copies / str(second)).rename(root)
+            note(root, "crashes", {"phase": "second"})
+            try:
+                _finish(case, root, recover)
+            except Exception as error:
+                found[str(second)] = repr(error)
+        return found
+
+    whole = not wrong and not forked(photograph).status  # type: ignore[func-returns-value]
+    ended = forked(finish_all, 300.0) if whole and all((copies / str(n)).exists() for n in seconds) else None
+    found = ended.said if ended is not None and not ended.status else dict.fromkeys(map(str, seconds), "?")
+    for second in seconds:
+        if str(second) in found:
+            yield second, one_trial(case, prepared, replace(point, second=second), room)[0]
+        else:
+            yield second, ""
+
+
+def _copied(prepared: Path, room: Path) -> Path:
+    root = room / "root"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(prepared, root, symlinks=True)
+    return root
+
+
+def _no_fifos(directory: str, names: list[str]) -> list[str]:
+    """A FIFO cannot be copied, and belongs to whoever listens: it is made again."""
+    return [name for name in names if (Path(directory) / name).is_fifo()]
+
+
+def _disturbed_once(case: Case, root: Path, point: Point) -> str:
+    """Run the workflow into its disturbance; what is wrong with how it ended."""
     ended = disturbed(case.workflow, root, point, case.rival, process=case.process)
     killed = point.phase in KILLS
     if ended.status != (KILLED if killed else 0) or not (killed or ended.said.get("fired")):
-        return f"the workflow ended with {ended.status}, fired {ended.said.get('fired')}: {_trace(ended)}", 0
+        return f"the workflow ended with {ended.status}, fired {ended.said.get('fired')}: {_trace(ended)}"
     if point.phase in ("short", "rival") and "error" in ended.said:
-        return f"the workflow failed where it should not: {ended.said['error']}", 0
+        return f"the workflow failed where it should not: {ended.said['error']}"
     if point.phase not in ("short", "rival"):
         note(root, "crashes", {"phase": point.phase})
+    return ""
+
+
+def _recovered(case: Case, root: Path, point: Point) -> tuple[str, int]:
+    """Recover, killed once more when the point says so; (what is wrong then, how many calls the recovery made)."""
     recover = case.recovery(point.order)
     if point.second:
         second = disturbed(recover, root, None, None, process=case.process, at=point.second)
@@ -380,19 +455,20 @@ def _tried(case: Case, root: Path, point: Point) -> tuple[str, int]:
             return f"the recovery was not killed at its call {point.second}: {_trace(second)}", 0
         note(root, "crashes", {"phase": "second"})
 
-    def finish() -> dict[str, Any]:
-        with undisturbed():
-            case.crashed(root)
-        knife = Knife(at=sys.maxsize)
-        fs.calls = knife
-        with acting(case.process):
-            recover(root)
-        fs.calls = fs.Calls()
-        case.check(root)
-        return {"calls": knife.count}
-
-    last = forked(finish)
+    last = forked(lambda: _finish(case, root, recover))
     return (f"status {last.status}: {_trace(last)}" if last.status else ""), int(last.said.get("calls", 0))
+
+
+def _finish(case: Case, root: Path, recover: Callable[[Path], None]) -> dict[str, Any]:
+    """What was left is looked at, repaired and looked at again; said: how many calls the recovery made."""
+    fs.calls = fs.Calls()
+    case.crashed(root)
+    fs.calls = knife = Knife(at=sys.maxsize)
+    with acting(case.process):
+        recover(root)
+    fs.calls = fs.Calls()
+    case.check(root)
+    return {"calls": knife.count}
 
 
 def _end_children() -> str:
@@ -434,6 +510,7 @@ def explore(
     double: int = 0,
     at_most: int = 0,
     first: bool = False,
+    only: Callable[[Point], bool] = lambda point: True,
     orders: int = 1,
     seed: int = 1,
     jobs: int = 0,
@@ -444,6 +521,7 @@ def explore(
     double    second kills per killed point, at calls of the recovery drawn by `seed`; -1: at every call
     at_most   a sample of so many points, drawn by `seed`; 0: all of them
     first     only the first call at each place: every distinct point once
+    only      the points that count
     orders    in how many orders the recovery from each kill is made, when the case has several; over all points
               every order is taken
     until_failure   stop at the first: for programs that are known to be wrong
@@ -457,11 +535,11 @@ def explore(
         if made.status:
             report.failures.append(f"{case.name}: setup: {_trace(made)}")
             return report
-        points = _plan(case, report, prepared, room, kills, errors, first)
+        points = [p for p in _plan(case, report, prepared, room, kills, errors, first) if only(p)]
         if at_most and len(points) > at_most:
             points = random.Random(seed).sample(points, at_most)
         points = _in_orders(case, points, orders, seed)
-        _run_shards(case, report, room, points, double, seed, jobs or min(os.cpu_count() or 1, 8), until_failure)
+        _run_shards(case, report, room, points, double, seed, jobs or JOBS, until_failure)
     finally:
         shutil.rmtree(room, ignore_errors=True)
     return report
@@ -560,24 +638,28 @@ def _shard(
     gc.collect()
     gc.freeze()  # or each of the many forks would copy the heap by counting references
 
-    def trial(point: Point) -> int:
-        wrong, calls = one_trial(case, prepared, point, room)
+    def noted_down(point: Point, wrong: str) -> None:
         tried.append(asdict(point))
         if wrong:
             failures.append(f"{case.name}: {point.text()}: {wrong}\n    {replay_command(case, point)}")
-        return calls
 
     for point in points:
         if failures and until_failure:
             break
-        calls = trial(point)
+        wrong, calls = one_trial(case, prepared, point, room)
+        noted_down(point, wrong)
         if not double or point.phase not in KILLS or not calls:
             continue
-        seconds: Iterable[int] = range(1, calls + 1)
+        seconds = list(range(1, calls + 1))
         if 0 < double < calls:
-            seconds = random.Random(f"{seed} {point.n} {point.phase} {point.site}").sample(range(1, calls + 1), double)
-        for second in seconds:
-            trial(replace(point, second=second))
+            seconds = random.Random(f"{seed} {point.n} {point.phase} {point.site}").sample(seconds, double)
+        if case.repeats and len(seconds) > 1:
+            for second, wrong in _second_kills(case, prepared, point, room, seconds):
+                noted_down(replace(point, second=second), wrong)
+            continue
+        for second in seconds:  # each on its own: processes that live on cannot be copied
+            again = replace(point, second=second)
+            noted_down(again, one_trial(case, prepared, again, room)[0])
     return tried, failures
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-from loom.spool import agents, goals, journal, mailbox
+from loom.daemons.goalkeeping import Goal
+from loom.spool import agents, fs, goals, journal, mailbox
 from loom.spool.home import open_home
 from loom.spool.layout import AgentDir, Home
 from loom.wire import goal as goal_wire
@@ -170,3 +171,24 @@ def test_a_torn_end_of_a_journal_is_cut_kept_and_noted(home: Home):
     assert types == ["goal.created", "journal.mended", "goal.cancelled"]
     (torn,) = goal.path.glob("journal.ndjson.torn.*")
     assert torn.read_bytes() == b'{"v":1,"seq":2,"ty'
+
+
+def test_the_name_of_a_goal_is_durable_before_anything_is_done_for_it(home: Home, monkeypatch: pytest.MonkeyPatch):
+    """Whoever made it may have been killed between its rename and its sync."""
+    made = []
+
+    class Watching(fs.Calls):
+        def fsync_dir(self, path: str) -> None:
+            made.append(path)
+            super().fsync_dir(path)
+
+        def fdatasync(self, fd: int) -> None:
+            made.append(os.readlink(f"/proc/self/fd/{fd}"))
+            super().fdatasync(fd)
+
+    models = dict.fromkeys(("planner", "executor", "verifier"), "builtin")
+    goal = goals.create(home, GoalSpec("20260922-a-test-abcd", "test", "tester", 1, models))
+    monkeypatch.setattr(fs, "calls", Watching())
+    Goal(home, goal, {"agent": "router", "pid": 1, "start": 1}).close()
+    assert str(goal.journal) in made
+    assert made.index(str(home.goals)) < made.index(str(goal.journal))

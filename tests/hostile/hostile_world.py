@@ -48,7 +48,11 @@ class HostileWorld:
     root: Path
     supervisors: list[subprocess.Popen[bytes]] = field(default_factory=list)
     cleanups: list[Callable[[], None]] = field(default_factory=list)
-    log: Path = Path()
+    log: Path = field(init=False)
+    supervisor_argv: list[str] = field(
+        default_factory=lambda: [sys.executable, "-P", "-m", "loom", "supervisor", "run"]
+    )
+    undo: Callable[[], None] = field(default=lambda: None)
 
     def __post_init__(self) -> None:
         self.path = self.root / "home"
@@ -70,7 +74,7 @@ class HostileWorld:
         read, write = os.pipe()
         with self.log.open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "loom", "supervisor", "run"],
+                self.supervisor_argv,
                 env={**self.env, "LOOM_READY_FD": str(write)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -89,10 +93,20 @@ class HostileWorld:
         argv = [sys.executable, "-P", "-m", "loom", *map(str, args)]
         if terminal:
             return self._on_terminal(argv)
-        done = subprocess.run(
-            argv, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, timeout=LONG_S, cwd="/", **given
-        )
+        given = {"input": b""} | given
+        done = subprocess.run(argv, env=self.env, capture_output=True, timeout=LONG_S, cwd="/", **given)
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def begin(self, *args: str | Path) -> subprocess.Popen[bytes]:
+        """The same, under way."""
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "loom", *map(str, args)],
+            env=self.env,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     def _on_terminal(self, argv: list[str]) -> Ended:
         master, slave = pty.openpty()
@@ -125,6 +139,7 @@ class HostileWorld:
                     child.wait(30)
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not processes_of(self.path), 5)
+        self.log.unlink(missing_ok=True)
         left = processes_of(self.path)
         for pid in left:
             with contextlib.suppress(ProcessLookupError):

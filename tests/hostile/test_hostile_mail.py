@@ -289,7 +289,7 @@ def test_an_outbox_full_of_them_holds_up_no_other_mail(world: HostileWorld):
     check_nothing_outside(world, before)
     check_shown_plainly(world, router)
     check_no_traceback(world)
-    results.note("hostile outbox", SEED, entries=len(odd), good_ones=len(stems), seconds=took_s, restarts=0)
+    results.note("hostile mail, outbox", SEED, entries=len(odd), good_ones=len(stems), seconds=took_s, restarts=0)
 
 
 @pytest.mark.parametrize("what", ["file", "link", "closed"])
@@ -388,7 +388,7 @@ def test_the_control_directory_of_a_goal_full_of_them(world: HostileWorld):
     audit = world.loom("goal", "audit", name)
     assert audit.status == 0, audit
     check_no_traceback(world)
-    results.note("hostile control", SEED, entries=len(odd), good_ones=len(verbs), seconds=took_s, restarts=0)
+    results.note("hostile mail, control", SEED, entries=len(odd), good_ones=len(verbs), seconds=took_s, restarts=0)
     assert world.loom("supervisor", "stop").status == 0
 
 

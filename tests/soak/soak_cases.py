@@ -32,8 +32,8 @@ class Program:
     crashed   looks at the home and at what the disturbed program had printed, before anything is recovered
     check     looks at the home afterwards, and at what the disturbed program and the recovery had printed
     given     its stdin
-    follow    whether its child processes are traced too
-    ends_without_files   ends by itself when no call of a kind works any more; a supervisor goes on until one does
+    concurrent   works together with children that are not traced: the order of its calls is theirs too, and when no
+                 call of a kind works any more it goes on until one does
     """
 
     name: str
@@ -43,8 +43,7 @@ class Program:
     check: Callable[[Home, str], None]
     crashed: Callable[[Home, str], None] = lambda home, said: None
     given: bytes = b""
-    follow: bool = True
-    ends_without_files: bool = True
+    concurrent: bool = False
 
 
 def environment(home: Home) -> dict[str, str]:
@@ -162,7 +161,6 @@ PROGRAMS = (
         lambda home: _SUPERVISOR,
         lambda home: [_SUPERVISOR, *_settle(home)],
         _done(*NAMES[:2]),
-        follow=False,
-        ends_without_files=False,
+        concurrent=True,
     ),
 )

@@ -35,8 +35,10 @@ def letter(seed: str, number: int, first_ms: int, names: list[str]) -> tuple[str
 
 def main(home: Home, book: Path, seed: str, count: int, first_ms: int, most: int, names: list[str]) -> None:
     draw = random.Random(f"{seed} {os.getpid()}")
-    at = book.read_bytes().count(b"\n") if book.exists() else 0
-    fd = os.open(book, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    fd = os.open(book, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    booked = book.read_bytes()
+    at = booked.count(b"\n")
+    os.ftruncate(fd, booked.rfind(b"\n") + 1)  # a line that was torn by a kill was not booked
     while at < count:
         size = min(draw.choice((1, 1, 2, 8, 64)), count - at)
         batch: dict[str, list[tuple[str, bytes]]] = {}

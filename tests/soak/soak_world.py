@@ -34,6 +34,7 @@ CHATS = ("alice", "bob", "carol", "dave", "erin")
 TELLER = "teller"
 SENT_TO = ("alice", "carol", "erin", "alice", "carol", "erin", "alice", "carol", "erin", "alice")
 COMMAND_LINES = 100  # messages of one `loom send --stdin-lines`
+QUICK = Restart(base_s=0.2)  # so that there is something alive to kill at this rate
 _MODEL = """#!/bin/sh
 printf 'asked %s\\n' "$$" >>"{calls}"
 printf 'answer of process %s' "$$"
@@ -60,12 +61,18 @@ class World:
         messages: int,
         *,
         senders: int = 3,
-        rate: float = 12.0,
+        rate: float = 8.0,
         waiting: int = 400,
         least_kills: int = 0,
+        restart: Restart = QUICK,
+        spared: frozenset[str] = frozenset(),
     ) -> None:
-        """rate: kills a second. waiting: senders hold back when so much waits. least_kills: not done before them."""
+        """rate: kills a second. waiting: senders hold back when so much waits. least_kills: not done before them.
+
+        spared: kinds of processes that are not killed.
+        """
         self.place, self.rate, self.waiting, self.least_kills = place, rate, waiting, least_kills
+        self.restart, self.spared = restart, spared
         self.random = random.Random(seed)
         self.counts = Counts()
         self.home = open_home(place / "home")
@@ -91,10 +98,9 @@ class World:
         program = self.place / "model"
         program.write_text(_MODEL.format(calls=self.calls))
         program.chmod(0o755)
-        quick = Restart(base_s=0.2)  # so that there is something alive to kill at this rate
         for name in CHATS:
-            agents.create(self.home, AgentSpec(name, "builtin/echo", restart=quick), "", "up")
-        agents.create(self.home, AgentSpec(TELLER, f"exec/{program}", restart=quick), "", "up")
+            agents.create(self.home, AgentSpec(name, "builtin/echo", restart=self.restart), "", "up")
+        agents.create(self.home, AgentSpec(TELLER, f"exec/{program}", restart=self.restart), "", "up")
         routes = [{"from": source, "to": target} for source, target in ROUTES.items()]
         fs.replace(self.home.routes, json.dumps({"v": 1, "routes": routes}).encode())
 
@@ -190,6 +196,8 @@ class World:
             return
         pid = self.random.choice(sorted(found))
         kind = _kind(pid, found[pid])
+        if kind in self.spared:
+            return
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:

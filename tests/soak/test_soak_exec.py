@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import results
 from soak_cases import PROGRAMS, Program
@@ -21,35 +23,33 @@ def test_killed_or_failed_at_some_calls_nothing_is_lost_or_done_twice(program: P
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_killed_at_every_call_nothing_is_lost_or_done_twice(program: Program):
+def test_killed_at_every_call_nothing_is_lost_or_done_twice():
     need_strace()
-    found = explore(program)
-    note(found)
-    assert not found.failures, "\n".join([found.line(), *found.failures[:10]])
-    assert found.runs["KILL"] == found.calls
+    found = [explore(program) for program in PROGRAMS]
+    note("killed from outside", found)
+    assert all(one.runs["KILL"] == one.calls for one in found)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_failed_at_many_calls_nothing_is_lost_or_done_twice(program: Program):
+def test_failed_at_many_calls_nothing_is_lost_or_done_twice():
     need_strace()
-    found = explore(program, kills=False, errors=ERRORS, at_most=100, seed=SEED)
-    note(found)
-    assert not found.failures, "\n".join([found.line(), *found.failures[:10]])
+    note("failed from outside", [explore(p, kills=False, errors=ERRORS, at_most=100, seed=SEED) for p in PROGRAMS])
 
 
-def note(found: Found) -> None:
-    kinds = "killed" if found.runs["KILL"] else "failed"
+def note(suite: str, found: Sequence[Found]) -> None:
+    for one in found:
+        print(one.line())
+    runs = sum(one.runs.total() for one in found)
     results.note(
-        f"{kinds} from outside, {found.name}",
+        suite,
         SEED,
-        calls=found.calls,
-        runs=found.runs.total(),
-        seconds_a_run=found.seconds / found.runs.total(),
-        failures=len(found.failures),
+        programs=" + ".join(f"{one.runs.total()} {one.name}" for one in found),
+        runs=runs,
+        seconds_a_run=sum(one.seconds for one in found) / runs,
+        failures=sum(len(one.failures) for one in found),
     )
+    assert not any(one.failures for one in found), "\n".join(line for one in found for line in one.failures[:5])
 
 
 def test_a_fault_that_does_not_fire_is_a_failure(monkeypatch: pytest.MonkeyPatch):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,9 @@ from soak_oracle import Oracle, Report, calls_are_bounded
 from soak_world import ROUTES, TELLER, World
 from support import processes_of, scratch, wait_until
 
-from loom.spool import agents, ndjson
+from loom.spool import agents, crashes, ndjson
+from loom.spool.layout import AgentDir
+from loom.wire.agent import Restart
 
 SEED = int(os.environ.get("LOOM_SEED") or random.SystemRandom().randrange(1 << 31))
 
@@ -64,8 +68,8 @@ def soak(made: World, deadline_s: float) -> Report:
     report = Oracle(made.home, made.boxes(), ROUTES).check(promised(made))
     kills = made.counts.kills
     assert report.failed["work_failed"] <= kills["model"] + kills["gone"]
-    asked = len(list((made.home.agent(TELLER).outbox / ".sent").glob("*/*.msg")))
-    calls_are_bounded(made.calls, asked, sum(kills[kind] for kind in ("agent", "model", "gone")))
+    answered = len(list((made.home.agent(TELLER).inbox / ".processed").glob("*/*.msg")))
+    calls_are_bounded(made.calls, answered, sum(kills[kind] for kind in ("agent", "model", "gone")))
     return report
 
 
@@ -79,23 +83,27 @@ def note(suite: str, made: World, report: Report) -> None:
         messages=report.messages,
         accepted=report.promised,
         routed=report.routed,
-        messages_a_second=report.messages / both_s,
+        messages_a_second=round(report.messages / both_s),
         kills=sum(counts.kills.values()),
         kills_a_second=sum(counts.kills.values()) / counts.seconds,
-        killed=dict(counts.kills),
-        started=dict(counts.starts),
+        killed=_words(counts.kills),
+        started_by_hand=_words(counts.starts),
         turns_resumed=report.resumed,
         deaths=report.deaths,
-        failed=dict(report.failed),
+        failed=_words(report.failed),
         failed_without_record=report.unrecorded,
         torn=report.torn,
         litter=report.litter,
-        seconds=both_s,
+        seconds=round(both_s),
     )
 
 
+def _words(counts: Counter[str]) -> str:
+    return " + ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())) or "none"
+
+
 def test_under_kills_every_accepted_message_is_answered_once():
-    with world(scratch(), 1200, rate=15.0, waiting=20, least_kills=60) as made:
+    with world(scratch(), 1200, rate=8.0, waiting=20, least_kills=60) as made:
         report = soak(made, 60)
         note("soak in part", made, report)
         assert report.promised >= 1100
@@ -110,3 +118,24 @@ def test_soak(ground: str, messages: int):
         report = soak(made, 1500)
         note(f"soak on {ground}", made, report)
         assert report.failed["poison"] <= messages // 1000
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_what_makes_progress_between_its_deaths_is_not_made_to_wait_longer_and_longer():
+    """The supervisor lives on, so that it remembers; restarts are as they are without any setting."""
+    with world(scratch(), 10_000, rate=6.0, restart=Restart(), spared=frozenset({"supervisor"})) as made:
+        report = soak(made, 600)
+        boxes = [*made.boxes(), made.home.agent("router")]
+        counts = {box.name: [_restart_count(box, name) for name in crashes.names(box)] for box in boxes}
+        note("soak with a supervisor that is spared", made, report)
+        print({name: (len(found), max(found, default=0)) for name, found in counts.items()})
+        deaths = sorted(count for found in counts.values() for count in found)
+        assert len(deaths) >= 30
+        # Killed again before its first message it does wait longer; half of the deaths would not come so.
+        assert deaths[len(deaths) // 2] == 1
+        assert deaths[-1] < 6, "more than half a minute of waiting for somebody who works"
+
+
+def _restart_count(box: AgentDir, name: str) -> int:
+    return int(json.loads((box.crashes / name).read_bytes())["restart_count"])

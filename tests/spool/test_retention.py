@@ -141,7 +141,7 @@ def test_what_is_young_stays_and_so_does_everything_when_the_clock_was_set_back(
     before = tree(world.home.path)
     for days in (6.9, 0, -100):
         assert not world.gc(days).gone
-    assert {p: v for p, v in tree(world.home.path).items() if not p.startswith("run")} == before
+    assert {p: v for p, v in tree(world.home.path).items() if p != "tidy.lock"} == before
 
 
 def test_a_dry_run_changes_nothing_and_foresees_what_goes(world: World):
@@ -255,7 +255,7 @@ def test_what_failed_is_unreadable_or_refused_waits_for_a_person(world: World):
         world.write(directory / f"{stem(2)}.msg.error.json", b"{}")
     before = world.files()
     world.gc(1000)
-    assert world.files() - {"run/tidy.lock"} == before
+    assert world.files() - {"tidy.lock"} == before
 
 
 def test_attempts_are_counted_for_as_long_as_the_name_is_kept(world: World):
@@ -426,16 +426,19 @@ def test_crash_records_go_after_ninety_days(world: World):
     assert world.gc(91).gone == {"crash": 1} and not record.exists()
 
 
-LITTER = [".tmp", "agents/.tmp", "goals/.tmp", "heads/.tmp", "agents/a/.tmp", "agents/a/inbox/.tmp", "archive/.tmp",
-          "agents/a/inbox/.failed/.tmp", "agents/a/outbox/.tmp", "agents/a/turns/.tmp", "agents/a/crashes/.tmp",
-          "agents/a/conversations/.tmp", "goals/20260101-goal-1234/.tmp", "goals/20260101-goal-1234/control/.tmp",
-          "goals/20260101-goal-1234/subtasks/s/0/.tmp", "secrets/.tmp"]  # fmt: skip
+_AGENT, _GOAL = "agents/a", "goals/20260101-goal-1234"
+LITTER = [
+    *(".", "agents", "goals", "heads", "archive", "secrets", "blobs/ab"),
+    *(_AGENT, f"{_AGENT}/inbox", f"{_AGENT}/inbox/.failed", f"{_AGENT}/inbox/.unreadable", f"{_AGENT}/outbox"),
+    *(f"{_AGENT}/outbox/.refused", f"{_AGENT}/turns", f"{_AGENT}/conversations", f"{_AGENT}/logs", f"{_AGENT}/crashes"),
+    *(_GOAL, f"{_GOAL}/control", f"{_GOAL}/subtasks/s/0"),
+]
 
 
 @pytest.mark.parametrize("place", LITTER)
 def test_litter_goes_when_nothing_in_it_has_changed_for_36_hours(world: World, place: str):
-    file = world.write(world.home.path / place / "half")
-    deep = world.write(world.home.path / place / "tree" / "deep" / "file").parents[1]
+    file = world.write(world.home.path / place / ".tmp" / "half")
+    deep = world.write(world.home.path / place / ".tmp" / "tree" / "deep" / "file").parents[1]
     os.symlink("/", deep / "link")
     assert not world.gc(1.4).gone
     assert world.gc(1.6).gone == {"litter": 2}
@@ -472,7 +475,7 @@ def test_goals_journals_and_heads_stay_for_ever(world: World):
     before = world.files()
     world.gc(10_000)
     world.gc(20_000)
-    assert world.files() - {"run/tidy.lock"} == before
+    assert world.files() - {"tidy.lock"} == before
 
 
 def test_a_filter_that_was_left_goes_when_messages_do_and_not_while_it_is_at_work(world: World):

@@ -298,6 +298,30 @@ def test_ensure_dir_refuses_a_file_on_the_way(tmp_path: Path):
     assert mode(tmp_path / "c") == mode(tmp_path / "c" / "d" / "e") == 0o700
 
 
+def test_a_directory_is_synced_once_also_when_its_maker_died_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Dies(fs.Calls):
+        def fsync_dir(self, path: str) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fs, "calls", Dies())
+    with pytest.raises(KeyboardInterrupt):
+        fs.ensure_dir(tmp_path / "a")
+    watching = Watching()
+    monkeypatch.setattr(fs, "calls", watching)
+    fs.ensure_dir(tmp_path / "a" / "b")
+    assert watching.seen == ["fsync_dir", "fsync_dir"], "the entry that was found, and the one that was made"
+    assert mode(tmp_path / "a") == mode(tmp_path / "a" / "b") == 0o700
+    fs.ensure_dir(tmp_path / "a" / "b")
+    assert len(watching.seen) == 2
+
+
+def test_a_sticky_directory_of_somebody_stays_as_it_is(tmp_path: Path):
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    fs.ensure_dir(tmp_path / "tmp" / "home")
+    assert mode(tmp_path / "tmp") == 0o1777 and mode(tmp_path / "tmp" / "home") == 0o700
+
+
 def test_open_append_follows_no_link(tmp_path: Path):
     put(tmp_path / "a", b"x")
     (tmp_path / "link").symlink_to("a")

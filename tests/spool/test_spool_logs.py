@@ -52,6 +52,20 @@ def test_64_processes_at_once_tear_no_line(tmp_path: Path):
         assert [i for who, i in found if who == number] == list(range(LINES)), "each in its own order"
 
 
+def test_a_line_is_not_glued_to_one_whose_writer_was_killed_in_the_middle(tmp_path: Path):
+    first = Log(tmp_path)
+    first.info("one")
+    first.close()
+    (path,) = tmp_path.glob("*.ndjson")
+    path.write_bytes(path.read_bytes() + b'{"ts":"2026-11-21T01:24:17.235')
+    second = Log(tmp_path)
+    second.info("two")
+    second.info("three")
+    second.close()
+    assert [r["event"] for r in ndjson.read_objects(path)] == ["one", "two", "three"]
+    assert path.read_bytes().count(b"\n") == 4, "the torn line stands alone"
+
+
 def test_what_is_no_json_is_told_all_the_same(tmp_path: Path):
     log = Log(tmp_path)
     log.info("odd", name=os.fsdecode(b"\xff\x1b[31m"), path=Path("/x"), number=float("nan"), n=1)
@@ -155,3 +169,16 @@ def test_ringing_writes_into_nothing_that_is_no_fifo(tmp_path: Path, make):
     assert not wake.ring(path)
     if path.is_file() and not path.is_symlink():
         assert path.read_text() == "mine"
+
+
+def test_a_line_is_not_glued_to_the_half_line_of_a_killed_process(tmp_path: Path):
+    first = Log(tmp_path)
+    first.info("whole")
+    first.close()
+    (path,) = tmp_path.glob("*.ndjson")
+    with path.open("ab") as file:
+        file.write(b'{"ts":"half')
+    Log(tmp_path).info("later")
+    found = path.read_bytes().split(b"\n")
+    assert [json.loads(found[i])["event"] for i in (0, 2)] == ["whole", "later"]
+    assert found[1] == b'{"ts":"half'

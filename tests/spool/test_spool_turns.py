@@ -157,7 +157,9 @@ def test_three_deaths_are_the_limit_of_the_protocol():
     assert turns.MAX_DEATHS == 3
 
 
-def test_reply_intent_and_result_are_synced_before_the_next_step(quick_path: Path, monkeypatch):
+def test_intent_and_result_are_synced_before_the_next_step_and_the_reply_with_its_intent(
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     synced = []
 
     class Watching(fs.Calls):
@@ -169,15 +171,12 @@ def test_reply_intent_and_result_are_synced_before_the_next_step(quick_path: Pat
     turn = opened(quick_path)
     turn.open("boot", "1.1")
     turn.request(FIRST)
+    turn.reply(ASKS)
     assert synced == []
-    for step in (
-        lambda: turn.reply(ASKS),
-        lambda: turn.intent(CALL),
-        lambda: turn.result("c1", {"status": "ok", "result": "x" * 70_000}),
-    ):
+    for step in (lambda: turn.intent(CALL), lambda: turn.result("c1", {"status": "ok", "result": "x" * 70_000})):
         step()
         assert synced[-1] == path_in(quick_path).stat().st_size, "the whole record is covered by the sync"
-    assert len(synced) == 3
+    assert len(synced) == 2
     turn.close()
 
 
@@ -229,7 +228,7 @@ def test_damage_in_the_middle_is_refused_with_its_place_and_left_alone(quick_pat
     assert ndjson.read_objects(path) == [{"n": 1}, {"n": 3}], "a reader leaves the damaged line out"
 
 
-TORN = [b"", b'{"n":', bytes(300_000), b"\n" * 40, b"x\n" * 200_000, b"x" * 5_000_000, bytes(200_000) + b"\n"]
+TORN = [b"", b'{"n":', bytes(300_000), b"\n" * 40, b"x\n" * 2000, b"x" * 5_000_000, bytes(200_000) + b"\n"]
 
 
 @pytest.mark.parametrize("torn", TORN, ids=lambda torn: f"{torn[:4]!r} {len(torn)}")

@@ -23,6 +23,7 @@ _AFTER_THE_END = {
     "order.reported",
     "reply.stale",
     "invariant.refused",
+    "journal.mended",
 }
 
 

@@ -1,0 +1,182 @@
+"""Records: frozen, slotted classes of named fields, like `dataclass(frozen=True, slots=True)` and cheap to define.
+
+A filter defines some forty of them before it can ask its question. `dataclasses` writes and compiles six functions for
+each, a third of a millisecond apiece; here equality, hash and repr are three functions that all records share, and the
+one that differs, `__init__`, is compiled when the first instance is made (ADR-0018).
+
+`dataclasses.replace`, `asdict` and `fields` work on records. `field(default_factory=…)` of dataclasses is `fresh(…)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform, overload
+
+T = TypeVar("T")
+_MISSING: Any = object()
+_set = object.__setattr__
+
+
+class _Fresh:
+    """A default that is made anew for each instance."""
+
+    __slots__ = ("make", "shown")
+
+    def __init__(self, make: Callable[[], Any], shown: bool) -> None:
+        self.make, self.shown = make, shown
+
+
+class _Hidden:
+    """A default of a field that no repr shows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def fresh(default_factory: Callable[[], T], *, repr: bool = True) -> T:
+    """A default made anew for each instance: `fresh(dict)`."""
+    return _Fresh(default_factory, repr)  # type: ignore[return-value]
+
+
+def hidden(default: Any = _MISSING) -> Any:
+    """A field that repr leaves out: a key, or what came with one."""
+    return _Hidden(default)
+
+
+@overload
+def record(cls: type[T]) -> type[T]: ...
+@overload
+def record(*, mutable: bool = False) -> Callable[[type[T]], type[T]]: ...
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(fresh, hidden))
+def record(cls: type[Any] | None = None, *, mutable: bool = False) -> Any:
+    """Make a class with annotated fields a record; `mutable`: its fields may be assigned, and it has no hash."""
+    return (lambda given: _made(given, mutable)) if cls is None else _made(cls, mutable)
+
+
+class _Fields:
+    """`__dataclass_fields__`, built when somebody asks: only `dataclasses` itself does."""
+
+    __slots__ = ()
+
+    def __get__(self, instance: Any, owner: type[Any]) -> dict[str, Any]:
+        import dataclasses
+
+        found = {}
+        for name, default in owner.__record__.items():
+            if isinstance(default, _Fresh):
+                one = dataclasses.field(default_factory=default.make, repr=default.shown)
+            elif isinstance(default, _Hidden):
+                value = dataclasses.MISSING if default.value is _MISSING else default.value
+                one = dataclasses.field(default=value, repr=False)
+            else:
+                one = dataclasses.field(default=dataclasses.MISSING if default is _MISSING else default)
+            one.name = name
+            one.type = ""
+            one._field_type = dataclasses._FIELD  # type: ignore[attr-defined]
+            found[name] = one
+        owner.__dataclass_fields__ = found
+        return found
+
+
+def _made(cls: type[Any], mutable: bool) -> type[Any]:
+    fields: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[1:]):
+        fields |= base.__dict__.get("__record__", {})
+    inherited = set(fields)
+    space = dict(cls.__dict__)
+    own = list(space.get("__annotations__", ()))
+    for name in own:
+        fields[name] = space.pop(name, _MISSING)
+    seen_default = ""
+    for name, default in fields.items():
+        if default is _MISSING or (isinstance(default, _Hidden) and default.value is _MISSING):
+            if seen_default:
+                raise TypeError(f"{cls.__name__}: {name!r} without a default follows {seen_default!r} with one")
+        else:
+            seen_default = name
+    space.pop("__dict__", None)
+    space.pop("__weakref__", None)
+    space["__slots__"] = tuple(name for name in own if name not in inherited)
+    space["__record__"] = fields
+    space["__match_args__"] = tuple(fields)
+    space["__dataclass_fields__"] = _Fields()
+    space.setdefault("__repr__", _repr)
+    space.setdefault("__eq__", _eq)
+    space["__hash__"] = None if mutable else space.get("__hash__") or _hash
+    if not mutable:
+        space["__setattr__"] = space["__delattr__"] = _refuse
+        space["__getstate__"], space["__setstate__"] = _getstate, _setstate
+    made: Any = type(cls)(cls.__name__, cls.__bases__, space)  # type: ignore[misc]
+    if "__init__" not in space:
+        made.__init__ = _first_init(made)
+    return made  # type: ignore[no-any-return]
+
+
+def _first_init(made: Any) -> Callable[..., None]:
+    """An `__init__` that puts the compiled one in its place when it is first called."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        made.__init__ = _compiled_init(made)
+        made.__init__(self, *args, **kwargs)
+
+    return __init__
+
+
+def _compiled_init(made: Any) -> Callable[..., None]:
+    known: dict[str, Any] = {"_set": _set, "_MISSING": _MISSING}
+    params, lines = ["self"], []
+    for name, default in made.__record__.items():
+        value = name
+        if isinstance(default, _Fresh):
+            known[f"_make_{name}"] = default.make
+            params.append(f"{name}=_MISSING")
+            value = f"_make_{name}() if {name} is _MISSING else {name}"
+        else:
+            given = default.value if isinstance(default, _Hidden) else default
+            known[f"_default_{name}"] = given
+            params.append(name if given is _MISSING else f"{name}=_default_{name}")
+        lines.append(f"    _set(self, {name!r}, {value})\n")
+    if hasattr(made, "__post_init__"):
+        lines.append("    self.__post_init__()\n")
+    exec(f"def __init__({', '.join(params)}):\n{''.join(lines) or '    pass'}", known)  # noqa: S102 our own field names
+    return known["__init__"]  # type: ignore[no-any-return]
+
+
+def _repr(self: Any) -> str:
+    shown = ", ".join(
+        f"{name}={getattr(self, name)!r}"
+        for name, default in self.__record__.items()
+        if not (isinstance(default, _Hidden) or (isinstance(default, _Fresh) and not default.shown))
+    )
+    return f"{type(self).__qualname__}({shown})"
+
+
+def _values(self: Any) -> tuple[Any, ...]:
+    return tuple([getattr(self, name) for name in self.__record__])
+
+
+def _eq(self: Any, other: object) -> Any:
+    if type(self) is not type(other):
+        return NotImplemented
+    return _values(self) == _values(other)
+
+
+def _hash(self: Any) -> int:
+    return hash(_values(self))
+
+
+def _refuse(self: Any, name: str, *_value: Any) -> None:
+    raise AttributeError(f"{type(self).__name__}.{name} cannot be changed: records are frozen")
+
+
+def _getstate(self: Any) -> tuple[Any, ...]:
+    return _values(self)
+
+
+def _setstate(self: Any, state: tuple[Any, ...]) -> None:
+    for name, value in zip(self.__record__, state, strict=True):
+        _set(self, name, value)
