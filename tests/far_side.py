@@ -119,6 +119,8 @@ class FarSide:
             conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self.tls is not None:
                 conn = self.tls.wrap_socket(conn, server_side=True)
+                with self._lock:
+                    self._open.append(conn)  # the plain one has nothing to close any more
             self.serve(conn, number)
         except OSError:
             pass  # the client had enough
