@@ -22,7 +22,7 @@ from typing import Any
 
 import crash_cases as kernel
 import crash_processes as processes
-import test_crash_retention as retention
+import crash_retention as retention
 import yaml  # noqa: F401
 from crash_cases import answered_once, letter, lines_whole, retry_failed, stem, tidy
 from crash_far_side import far_side, swapped
