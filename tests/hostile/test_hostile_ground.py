@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,9 +217,9 @@ def check_told(world: HostileWorld, worker: AgentDir, words: str) -> str:
 
 
 def no_more_than(before: list[str], pid: int) -> None:
-    """Waits until a process holds as many descriptors of each kind as it did before; the message says which."""
+    """Waits until a process holds no more descriptors of any kind than it did before; the message says which."""
     try:
-        wait_until(lambda: _descriptors(pid) == before, LONG_S)
+        wait_until(lambda: not Counter(_descriptors(pid)) - Counter(before), LONG_S)
     except AssertionError:
         raise AssertionError(f"before {before}, now {_descriptors(pid)}") from None
 
