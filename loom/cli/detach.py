@@ -9,9 +9,9 @@ from typing import Any
 from loom.cli import model_names, printing
 from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of
 from loom.cli.ensure import ensure_supervisor
-from loom.spool import agents, wake
+from loom.spool import agents, locks, wake
 from loom.spool.config import Loaded
-from loom.spool.layout import Home
+from loom.spool.layout import AgentDir, Home
 from loom.wire import exits
 from loom.wire.agent import AgentSpec
 from loom.wire.errors import Usage
@@ -31,7 +31,7 @@ def start(o: Options) -> int:
     directory = home.agent(o.name)
     if base is None or changed:
         agents.create(home, spec, prompt, "up")
-    elif agents.read_want(directory) != "demand":
+    elif agents.read_want(directory) != "demand" and not _runs(directory):
         agents.write_want(directory, "up")  # also when it says so already: a person asks
     ensure_supervisor(home)
     wake.ring_agent(home.wake, o.name)
@@ -44,6 +44,11 @@ def start(o: Options) -> int:
     said = {"created": "is started", "changed": "has its new settings", "unchanged": "exists with these settings"}
     printing.note(f"{o.name} {said[how]}; send to it with: loom send {o.name} TEXT --wait")
     return exits.DONE
+
+
+def _runs(agent: AgentDir) -> bool:
+    """Whether it is wanted and at work: asking for it anew would only make its next crash look like a restart."""
+    return agents.read_want(agent) == "up" and locks.holder(agent.lock) is not None
 
 
 def _settled(home: Home, loaded: Loaded, spec: AgentSpec) -> AgentSpec:

@@ -205,7 +205,11 @@ def await_reply(agent: AgentDir, stem: str, attempt: int, timeout_s: float | Non
         if gone is None or gone.parent not in (agent.inbox, agent.in_progress):
             _raise_no_reply(agent, stem, gone is not None and gone.parent == agent.unreadable)
         if not agent_state.is_served(agent):
-            raise TryLater(agent_state.why_unserved(agent), kind="not_running")
+            raise TryLater(
+                agent_state.why_unserved(agent),
+                kind="not_running",
+                hint=f"the message is accepted; ask again with: loom send {agent.name} TEXT --name {stem} --wait",
+            )
         if deadline is not None and time.monotonic() > deadline:
             raise Deadline(
                 f"no answer of {agent.name} to {stem} within {timeout_s:g} s; it is still being worked on",

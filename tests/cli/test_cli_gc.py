@@ -46,6 +46,12 @@ def test_it_archives_and_says_so_in_one_line(loom: Loom, finished: AgentDir):
     assert (again.status, again.out, again.err) == (0, "", "")
 
 
+def test_a_slip_in_the_homes_name_makes_no_home(loom: Loom):
+    said = loom("--home", str(loom.place / "hoem"), "gc")
+    assert said.status == 66 and "there is no loom home in" in said.err
+    assert not (loom.place / "hoem").exists()
+
+
 def test_a_dry_run_says_what_would_go_and_why_something_stays(loom: Loom, finished: AgentDir):
     (finished.outbox / f"{STEM}.msg").write_bytes(b"{}")
     said = loom("gc", "--dry-run")
