@@ -133,7 +133,7 @@ def acquire(path: Path, *, wait: bool = False) -> Lock | None:
 def holder(path: Path) -> Incarnation | None:
     """Who holds this lock now: None when nobody does or the holder is not (any longer) the process it names."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:
@@ -152,7 +152,7 @@ def holder(path: Path) -> Incarnation | None:
 def is_held(path: Path) -> bool:
     """Whether any process holds this lock."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     try:
