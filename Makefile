@@ -16,7 +16,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check crash soak nightly venv clean core-venv dev-venv style types
+.PHONY: help demo test check bench crash soak nightly venv clean core-venv dev-venv style types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,10 @@ nightly: dev-venv ## every suite at its full length (over an hour)
 	@$(LONG) -m full --ignore=tests/crash
 	@$(LONG) -m "hypothesis and not full" --hypothesis-profile=nightly
 	@$(BIN)/python tests/results.py "$(RESULTS)"
+
+bench: dev-venv ## loom beside its peers, whose pinned versions it installs under build/ (half an hour)
+	@sh bench/set_up.sh peers
+	@env -u PYTHONDONTWRITEBYTECODE build/bench/venv/bin/python bench/run.py
 
 venv: dev-venv ## set up .venv with everything `make test` needs
 

@@ -45,6 +45,7 @@ def write(results: Path, page: Path = PAGE) -> None:
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     parts = [_section(json.loads(path.read_text())) for path in sorted(results.glob("*.json"))]
+    before = before.replace("None have been written yet.\n\n", "")
     page.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
 
 

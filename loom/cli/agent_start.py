@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from loom.wire import agent as wire
 from loom.wire import ids
 from loom.wire.agent import AgentSpec, Restart
 from loom.wire.errors import BadInput, NotFound, Usage
+from loom.wire.record import record
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Options:
     """The command line, as it was written: None, empty or False where it says nothing."""
 
@@ -35,6 +36,8 @@ class Options:
     system_file: str | None
     thread: str | None
     tools: str | None
+    schema: str | None
+    attach: tuple[str, ...]
     resume: str | None
     env: tuple[str, ...]
     workspace: str | None
@@ -60,6 +63,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--system-file", metavar="F", help="A file with the system prompt."),
     click.option("--thread", metavar="T", help="Keep the conversation under this name and go on with it."),
     click.option("--tools", metavar="A,B", help="Names of the granted tools."),
+    click.option("--schema", metavar="FILE", help="A JSON Schema: the answer is JSON that fits it, else 65."),
+    click.option("--attach", metavar="FILE", multiple=True, help="An image or a text file to go with it; repeatable."),
     click.option(
         "--resume",
         metavar="[MSG]",
@@ -105,6 +110,12 @@ def cli(**given: Any) -> int:
     goes to stdout (a newline is added when it has none at its end), everything else to stderr. Any number of
     filters may run under one name. With tools, what the model says before it calls one goes to stderr.
 
+    With --schema the answer is one line of JSON and nothing else. An answer that does not fit is sent back with its
+    faults, twice; then it ends with 65. For example:
+
+    \b
+      loom agent start triage --schema issue.json --attach screenshot.png < report.txt | jq .severity
+
     On a terminal it is a conversation: Ctrl-C stops an answer, Ctrl-D ends it.
 
     With --detach it becomes a process under the supervisor that answers the messages of `loom send NAME`. What
@@ -118,6 +129,8 @@ def cli(**given: Any) -> int:
 
         return detach.start(options)
     if options.resume is None and not options.stdin and options.prompt is None and texts.stdin_is_terminal():
+        if options.attach:
+            raise Usage("--attach needs a message to go with", hint="give --prompt TEXT or --stdin")
         from loom.cli import conversation
 
         return conversation.talk(options)
@@ -146,6 +159,7 @@ def _check_combination(o: Options) -> None:
         "--stdin": o.stdin,
         "--prompt": o.prompt is not None,
         "--thread": o.thread is not None,
+        "--attach": bool(o.attach),
         "--resume": o.resume is not None,
         "--timeout": o.timeout is not None,
     }
@@ -156,6 +170,7 @@ def _check_combination(o: Options) -> None:
         "--system": o.system is not None,
         "--system-file": o.system_file is not None,
         "--tools": o.tools is not None,
+        "--schema": o.schema is not None,
         "--env": bool(o.env),
         "-w": o.workspace is not None,
         "--unsafe-no-sandbox": o.unsafe_no_sandbox,
@@ -201,6 +216,9 @@ def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec
             hint="give --model, e.g. --model ollama/llama3.2, or --model builtin/echo to try without one",
         )
     spec = base if base is not None else AgentSpec(name=o.name, model=model)
+    schema = spec.schema
+    if o.schema is not None:
+        schema = _read_schema(o.schema) if o.schema else None
     env = {**spec.env, **texts.pairs(o.env)}
     if o.workspace is not None:
         env[WORKSPACE_ENV] = workspace(o.workspace)
@@ -211,7 +229,14 @@ def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec
         env=env,
         restart=_restart(o, spec.restart),
         unsafe_no_sandbox=spec.unsafe_no_sandbox or o.unsafe_no_sandbox,
+        schema=schema,
     )
+
+
+def _read_schema(path: str) -> dict[str, Any]:
+    from loom.cli import schema_option  # here, because most agents have no schema
+
+    return schema_option.read(path)
 
 
 def _restart(o: Options, base: Restart) -> Restart:

@@ -13,7 +13,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +25,7 @@ from loom.spool import home as homes
 from loom.spool import locks
 from loom.spool.layout import Home, default_home, programs_dir
 from loom.wire.errors import LoomError
+from loom.wire.record import record
 
 OLDEST = (3, 11)
 FEW_FILES = 1024
@@ -35,7 +35,7 @@ _AT_FDCWD = -100
 _RELEASED = datetime(2025, 1, 1, tzinfo=UTC)  # a clock that stands before this one is wrong
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Check:
     """One finding. `hint` says what to do."""
 

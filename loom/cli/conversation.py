@@ -52,7 +52,8 @@ def talk(o: Options) -> int:
 def _turn(o: Options, context: Any, stopping: Stopping) -> None:
     engine: Any = import_module(ENGINE)
     with context as filter_:
-        teller = Teller(json=o.json, tools=bool(filter_.spec.tools))
+        spec = filter_.spec
+        teller = Teller(json=o.json, tools=bool(spec.tools), schema=spec.schema is not None)
         try:
             outcome = filter_.work(engine.Manner(stopping, teller.event, teller.streaming, o.timeout))
             teller.finish(outcome)

@@ -9,9 +9,9 @@ from typing import Any
 from loom.cli import model_names, printing
 from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of
 from loom.cli.ensure import ensure_supervisor
-from loom.spool import agents, wake
+from loom.spool import agents, locks, wake
 from loom.spool.config import Loaded
-from loom.spool.layout import Home
+from loom.spool.layout import AgentDir, Home
 from loom.wire import exits
 from loom.wire.agent import AgentSpec
 from loom.wire.errors import Usage
@@ -31,7 +31,7 @@ def start(o: Options) -> int:
     directory = home.agent(o.name)
     if base is None or changed:
         agents.create(home, spec, prompt, "up")
-    elif agents.read_want(directory) != "demand":
+    elif agents.read_want(directory) != "demand" and not _runs(directory):
         agents.write_want(directory, "up")  # also when it says so already: a person asks
     ensure_supervisor(home)
     wake.ring_agent(home.wake, o.name)
@@ -46,9 +46,14 @@ def start(o: Options) -> int:
     return exits.DONE
 
 
+def _runs(agent: AgentDir) -> bool:
+    """Whether it is wanted and at work: asking for it anew would only make its next crash look like a restart."""
+    return agents.read_want(agent) == "up" and locks.holder(agent.lock) is not None
+
+
 def _settled(home: Home, loaded: Loaded, spec: AgentSpec) -> AgentSpec:
     """The spec with nothing left that depends on the caller's directory or environment, keys excepted."""
-    model, env = model_names.settle(home, loaded, spec.model)
+    model, env = model_names.settle(home, loaded, spec.model, spec.env)
     return replace(spec, model=model, env={**env, **spec.env})
 
 
@@ -74,6 +79,8 @@ def _difference(old: AgentSpec, old_prompt: str, new: AgentSpec, new_prompt: str
 
 
 def _words(name: str, before: Any, after: Any) -> str:
+    if name == "schema":
+        return "no schema" if before is None else "another schema" if after is not None else "a schema, not none"
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted({*before, *after}):
             if before.get(key) != after.get(key):

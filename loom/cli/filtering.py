@@ -16,6 +16,7 @@ from loom.spool.layout import Home
 from loom.wire import exits, ids
 from loom.wire.chat import usage_to_json
 from loom.wire.errors import LoomError, Usage
+from loom.wire.jsontext import loads
 
 ENGINE = "loom.daemons.filter"
 _HELD = 16 << 10  # characters of an unfinished line
@@ -26,13 +27,15 @@ class Teller:
 
     streaming  text goes to stdout as it comes. Otherwise each step's text is held until it is known whether it is
                the answer (stdout) or what the model said before it called a tool (stderr).
+    schema     the answer is JSON; nothing but it goes to stdout
 
     Into anything but a terminal text goes by whole lines: those of filters side by side (`xargs -P`) do not mix.
     """
 
-    def __init__(self, *, json: bool, tools: bool) -> None:
+    def __init__(self, *, json: bool, tools: bool, schema: bool = False) -> None:
         self.json = json
-        self.streaming = json or not tools or printing.on_terminal()
+        self.schema = schema
+        self.streaming = json or (not schema and (not tools or printing.on_terminal()))
         self._said: list[str] = []  # by the model since its last tool call
         self._line_open = False
         self._by_line = not printing.on_terminal()
@@ -44,6 +47,10 @@ class Teller:
         if kind == "retry":
             self._said.clear()
             printing.note(f"{event['error']}; trying again in {event['wait_s']:g} s")
+        elif kind == "notice" and not self.json:
+            printing.note(event["text"])
+        elif kind in ("asked_again", "history_cut") and not self.json:
+            self._aside(kind, event)
         elif self.json:
             printing.json_line(event)
         elif kind == "text":
@@ -57,6 +64,15 @@ class Teller:
         elif kind == "usage":
             printing.detail(f"{event['input_tokens']} tokens in, {event['output_tokens']} out")
 
+    def _aside(self, kind: str, event: dict[str, Any]) -> None:
+        if kind == "history_cut":
+            printing.note(event["what"])
+            return
+        if self.streaming:
+            self.end_line()
+        self._said.clear()
+        printing.note(f"{event['why']}; asking again")
+
     def _tool_call(self, name: str) -> None:
         if self.streaming:
             self.end_line()
@@ -68,7 +84,8 @@ class Teller:
     def finish(self, outcome: Any) -> None:
         """The turn has its answer: print what is not printed yet, and end the line."""
         if self.json:
-            told = {"usage": usage_to_json(outcome.usage), "steps": outcome.steps}
+            told = {"value": loads(outcome.text.encode())} if self.schema else {}
+            told |= {"usage": usage_to_json(outcome.usage), "steps": outcome.steps}
             printing.json_line({"event": "result", "text": outcome.text, **told, "exit_status": exits.DONE})
             return
         if not (self.streaming and self._said):  # held back, or recorded by the filter that we resumed
@@ -115,8 +132,18 @@ def run(o: Options) -> int:
             raise Usage(f"{o.resume!r} is not a message's name", hint="it stands in what the interrupted filter said")
         return answer(o, engine.resume(home, o.name, stem))
     body = texts.check(o.prompt, "--prompt") if o.prompt is not None else texts.read_stdin(o.max_input)
+    images, attached = attachments(o.attach, o.max_input)
     home, spec, prompt = settings(o)
-    return answer(o, engine.begin(home, spec, prompt, body, o.thread or ""))
+    return answer(o, engine.begin(home, spec, prompt, body + attached, o.thread or "", images))
+
+
+def attachments(paths: tuple[str, ...], limit: int) -> tuple[list[tuple[str, bytes]], str]:
+    """(images, what is added to the text) of --attach."""
+    if not paths:
+        return [], ""
+    from loom.cli import attaching  # here, because most messages have none
+
+    return attaching.read(paths, limit)
 
 
 def settings(o: Options) -> tuple[Home, Any, str]:
@@ -134,7 +161,8 @@ def answer(o: Options, context: Any) -> int:
     stopping = Stopping()
     stopping.install_terminal()
     with context as filter_:
-        teller = Teller(json=o.json, tools=bool(filter_.spec.tools))
+        spec = filter_.spec
+        teller = Teller(json=o.json, tools=bool(spec.tools), schema=spec.schema is not None)
         engine: Any = import_module(ENGINE)
         manner = engine.Manner(stopping, teller.event, teller.streaming, o.timeout)
         again = f"resume with: loom agent start {o.name} --resume {filter_.stem}"

@@ -32,7 +32,7 @@ def cli(repair: bool, as_json: bool) -> int:
     Ends with 0 when nothing is wrong or all of it is mended, with 1 when something is left, with 75 when something was
     skipped because a process is at work there.
     """
-    home = Home(default_home(os.environ))
+    home = Home(default_home(os.environ).resolve())  # the name of a home may be a link; nothing in it may
     counts: Counter[str] = Counter()
     for finding in fsck.check(home, repair=repair):
         counts[finding.status] += 1

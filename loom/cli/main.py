@@ -36,6 +36,7 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
         "Machine room",
         {
             "supervisor": ("loom.cli.supervisor", "run, ask, reload or stop the supervisor"),
+            "model": ("loom.cli.model", "list models and providers, try one"),
             "config": ("loom.cli.config", "settings in force and where each comes from"),
             "secret": ("loom.cli.secret", "store, list and remove keys"),
             "doctor": ("loom.cli.doctor", "what this machine offers and lacks"),
@@ -48,7 +49,7 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
 PLANNED = frozenset(
     (
         *("up", "down", "route", "unroute", "routes", "pipe", "pipes", "why", "top", "trace", "search", "playbook"),
-        *("skill", "tool", "model", "policy", "schedule", "serve", "mcp-serve", "tui", "bot", "demo"),
+        *("skill", "tool", "policy", "schedule", "serve", "mcp-serve", "tui", "bot", "demo"),
         "conformance",
     )
 )

@@ -11,16 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loom.cli.ensure import supervisor_environment
+from loom.models import proxies
 from loom.models.base import ModelContext
-from loom.models.registry import check_model, split_name
+from loom.models.registry import SERVERS_BY_VARIABLE, check_model, find_provider, is_server, members, split_name
 from loom.spool import secrets
 from loom.spool.config import Loaded
 from loom.spool.layout import Home
 from loom.wire import settings
 from loom.wire.errors import Config, LoomError
-
-# Where a provider is told to be by a variable that is no secret: whoever works for the caller keeps it.
-_ADDRESS_OF = {"openai": "OPENAI_BASE_URL", "ollama": "OLLAMA_HOST"}
 
 
 def context(home: Home, loaded: Loaded, env: Mapping[str, str], cwd: str) -> ModelContext:
@@ -34,30 +32,48 @@ def context(home: Home, loaded: Loaded, env: Mapping[str, str], cwd: str) -> Mod
     )
 
 
-def settle(home: Home, loaded: Loaded, name: str) -> tuple[str, dict[str, str]]:
-    """(the name with nothing left that depends on this directory or environment, the variables it needs)."""
-    prefix, rest = split_name(name, context(home, loaded, os.environ, os.getcwd()))
-    if prefix in ("exec", "script") and (prefix == "script" or "/" in rest):
-        rest = str(Path(rest).absolute())
-    variable = _ADDRESS_OF.get(prefix, "")
-    address = os.environ.get(variable, "") if variable else ""
-    return (f"{prefix}/{rest}" if rest else prefix), ({variable: address} if address else {})
+# Certificates that a server is believed by.
+_TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def settle(home: Home, loaded: Loaded, name: str, given: Mapping[str, str] | None = None) -> tuple[str, dict[str, str]]:
+    """(the name with nothing left that depends on this directory or environment, the variables it needs).
+
+    A variable that says where a server or a proxy is travels with whoever works for the caller; a key never does.
+    Those that are `given` already are left alone.
+    """
+    env = {variable: value for variable, value in os.environ.items() if variable not in (given or ())}
+    here = context(home, loaded, env, os.getcwd())
+    names: list[str] = []
+    needed: dict[str, str] = {}
+    for member in members(name):
+        prefix, rest = split_name(member, here)
+        if prefix in ("exec", "script") and (prefix == "script" or "/" in rest):
+            rest = str(Path(rest).absolute())
+        names.append(f"{prefix}/{rest}" if rest else prefix)
+        if is_server(prefix):
+            url = find_provider(prefix, here).base_url
+            told = (SERVERS_BY_VARIABLE.get(prefix, ""), *(_TRUST if url.startswith("https:") else ()))
+            needed |= {variable: env[variable] for variable in told if env.get(variable)}
+            needed |= proxies.variables(url, env)
+    return "|".join(names), needed
 
 
 def check(home: Home, loaded: Loaded, name: str, env: Mapping[str, str], cwd: str) -> None:
     """Raise what would keep a process with the supervisor's environment and `env` from using this model."""
     clean = {**supervisor_environment(home.path, os.environ), **env}
-    try:
-        check_model(name, context(home, loaded, clean, cwd))
-    except Config as error:
-        if not _works_here(home, loaded, name, {**os.environ, **env}, cwd):
-            raise
-        provider = name.partition("/")[0]
-        raise Config(
-            f"the key of {provider} is only in this environment, which processes of the supervisor do not get",
-            hint=f"store it with: loom secret set {provider}",
-            kind=error.kind,
-        ) from None
+    for member in members(name):
+        try:
+            check_model(member, context(home, loaded, clean, cwd))
+        except Config as error:
+            if not _works_here(home, loaded, member, {**os.environ, **env}, cwd):
+                raise
+            provider = member.partition("/")[0]
+            raise Config(
+                f"the key of {provider} is only in this environment, which processes of the supervisor do not get",
+                hint=f"store it with: loom secret set {provider}",
+                kind=error.kind,
+            ) from None
 
 
 def _works_here(home: Home, loaded: Loaded, name: str, env: Mapping[str, str], cwd: str) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 import click
 
-from loom.cli import agent_state, printing
+from loom.cli import agent_state, attaching, printing
 from loom.cli import input as texts
+from loom.cli.attaching import Image
 from loom.cli.homes import open_home
 from loom.cli.params import Seconds
 from loom.spool import agents, bodies, locks, mailbox, wake
@@ -28,6 +30,7 @@ _POLL_S = (0.005, 0.2)
 @click.argument("text", required=False)
 @click.option("--stdin", "from_stdin", is_flag=True, help="Send what comes on stdin (the default without TEXT).")
 @click.option("--file", metavar="F", help="Send the content of a file.")
+@click.option("--attach", metavar="FILE", multiple=True, help="An image or a text file to go with it; repeatable.")
 @click.option("--stdin-lines", is_flag=True, help="Send each line of stdin as a message of its own.")
 @click.option("--thread", metavar="T", help="The conversation it belongs to; `main` by default.")
 @click.option("--wait", is_flag=True, help="Wait for the answer and print it.")
@@ -47,6 +50,7 @@ def cli(
     text: str | None,
     from_stdin: bool,
     file: str | None,
+    attach: tuple[str, ...],
     stdin_lines: bool,
     thread: str | None,
     wait: bool,
@@ -63,13 +67,14 @@ def cli(
     """
     if sum((text is not None, from_stdin, file is not None, stdin_lines)) > 1:
         raise Usage("TEXT, --stdin, --stdin-lines and --file are several inputs; give one of them")
-    if stdin_lines and (wait or stem is not None):
-        raise Usage("--stdin-lines sends many messages and does not go with --wait or --name")
+    if stdin_lines and (wait or stem is not None or attach):
+        raise Usage("--stdin-lines sends many messages and does not go with --wait, --name or --attach")
     if timeout is not None and not wait:
         raise Usage("--timeout needs --wait")
     if thread is not None:
         ids.check_thread(thread)
     body = _body(text, file, max_input)
+    images, attached = attaching.read(attach, max_input)
     home = open_home()
     agent = agents.find(home, name)
     if stdin_lines:
@@ -77,7 +82,7 @@ def cli(
     stem = _checked_stem(stem) if stem is not None else ids.message_stem(_now_ms(), os.urandom(10))
     attempt = mailbox.attempts(agent, stem)
     try:
-        new = mailbox.deliver(agent, stem, _encode(home, stem, body, thread or ""))
+        new = mailbox.deliver(agent, stem, _encode(home, stem, body + attached, thread or "", images))
     except mailbox.Conflict as error:
         raise BadInput(str(error), hint="choose another --name") from None
     if wait and agent_state.is_served(agent):
@@ -110,9 +115,11 @@ def _checked_stem(stem: str) -> str:
     return stem
 
 
-def _encode(home: Home, stem: str, body: str, thread: str) -> bytes:
-    """The message's bytes follow from its name and text alone, so that sending it twice is the same message."""
-    return bodies.encode(home.blobs, Message(ids.ulid_of(stem), SENDER, ids.time_of(stem), body, thread=thread))
+def _encode(home: Home, stem: str, body: str, thread: str, images: Sequence[Image] = ()) -> bytes:
+    """The message's bytes follow from its name and content alone, so that sending it twice is the same message."""
+    data = bodies.attach(home.blobs, images)
+    message = Message(ids.ulid_of(stem), SENDER, ids.time_of(stem), body, thread=thread, data=data)
+    return bodies.encode(home.blobs, message)
 
 
 def _send_lines(home: Home, agent: AgentDir, body: str, thread: str, as_json: bool) -> int:
@@ -198,7 +205,11 @@ def await_reply(agent: AgentDir, stem: str, attempt: int, timeout_s: float | Non
         if gone is None or gone.parent not in (agent.inbox, agent.in_progress):
             _raise_no_reply(agent, stem, gone is not None and gone.parent == agent.unreadable)
         if not agent_state.is_served(agent):
-            raise TryLater(agent_state.why_unserved(agent), kind="not_running")
+            raise TryLater(
+                agent_state.why_unserved(agent),
+                kind="not_running",
+                hint=f"the message is accepted; ask again with: loom send {agent.name} TEXT --name {stem} --wait",
+            )
         if deadline is not None and time.monotonic() > deadline:
             raise Deadline(
                 f"no answer of {agent.name} to {stem} within {timeout_s:g} s; it is still being worked on",

@@ -13,11 +13,11 @@ import re
 import tomllib
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from loom.core.plan import covers
 from loom.wire.plan import Subtask
+from loom.wire.record import record
 
 _PLACEHOLDER = re.compile(r"\[(?:TBD|TODO|INSERT[^\]]*|PLACEHOLDER|MISSING)\]|\blorem ipsum\b", re.IGNORECASE)
 # Writing here is on the floor: a person is asked, whatever the policy (docs/goals.md section 5).
@@ -34,7 +34,7 @@ MAX_DOTS = 500
 MAX_READ_BYTES = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Check:
     """One check of one thing. `where` is a path or empty."""
 

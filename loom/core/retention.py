@@ -6,13 +6,13 @@ more than the ages: they make sure that nothing goes while the other side could 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from loom.wire.record import record
 
 DAY_S = 86_400.0
 LITTER_S = 36 * 3600.0  # what lies in `.tmp/`; a rule of the protocol and no setting
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Policy:
     """How old things get, in days (the settings `retention.*`)."""
 
@@ -23,7 +23,7 @@ class Policy:
     crashes: float = 90.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Replies:
     """How far the replies of one agent to one message have come, and whether their targets are done with them."""
 

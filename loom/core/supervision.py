@@ -16,17 +16,18 @@ what came of them: loom/daemons/supervisor.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal
 
 from loom.core.backoff import HEALTHY_S, delay_s
 from loom.wire import exits
 from loom.wire.agent import Restart, Want
+from loom.wire.record import field, record
 
 REKILL_S = 5.0  # a killed process that is still there (uninterruptible I/O) is killed again after this time
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """grace_s: between SIGTERM and SIGKILL. ready_s: within which a started runner must say that it is ready."""
 
@@ -34,7 +35,7 @@ class Limits:
     ready_s: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wanted:
     """What the files ask of one agent now.
 
@@ -58,7 +59,7 @@ Parked = Literal["", "done", "config"]
 Last = Literal["", "done", "later", "crash", "stopped"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Seen:
     """What the supervisor knows about one agent. Made by the functions below, never changed by hand.
 
@@ -85,7 +86,7 @@ class Seen:
     settings: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Exit:
     """How a process ended: an exit status, a signal's number, or neither when nobody can tell."""
 
@@ -93,19 +94,19 @@ class Exit:
     signal: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Start:
     agent: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stop:
     """SIGTERM to the runner: it finishes or records its step and leaves."""
 
     agent: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kill:
     """SIGKILL to the runner and everything below it."""
 
@@ -113,7 +114,7 @@ class Kill:
     reason: Literal["grace", "not_ready"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GiveUp:
     """Too many crashes without a finished message: failure replies, then `want` becomes dead."""
 

@@ -9,33 +9,46 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from loom.core import first_aid
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, ToolCall, ToolSpec
 from loom.wire.jsontext import dumps
+from loom.wire.record import record
 from loom.wire.turn import Step
 
 MAX_STEPS = 60
 MAX_TRIES = 5
 MAX_RETRY_AFTER_S = 60.0
-_SAME_FAILURES = 3
-_EMPTY_NUDGE = "Your last answer was empty. Answer the request, or call a tool."
+_SAME_STEPS = 3
+
+# What a model is told once in a turn, and people as {"event": "asked_again", "why": …}.
+_EMPTY = "Your last answer was empty. Answer the request, or call a tool."
+_WRITTEN = "You wrote a tool call as text, and nothing was run. Call the tool through the tool interface, or answer \
+without it."
+_ROUND = "You have made the same tool calls three times in a row with the same results. Do something else, or answer \
+with what you have."
 
 INTERRUPTED = (
     "interrupted: loom stopped while this call was running; whether it took effect is unknown and it was not repeated"
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ask:
-    """Send this request. `recorded`: it stands in the record already and is sent exactly as it is there."""
+    """Send this request.
+
+    recorded  it stands in the record already and is sent exactly as it is there
+    why       the reason, when the last answer was not taken
+    """
 
     request: ChatRequest
     recorded: bool
+    why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Run:
     """Run this tool. `again`: its intent is recorded already (an idempotent tool, interrupted)."""
 
@@ -43,7 +56,7 @@ class Run:
     again: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Report:
     """Give the model this result without running anything."""
 
@@ -51,14 +64,14 @@ class Report:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Answer:
-    """The turn is done; this is its text."""
+    """The turn is done; this is its text, one line of JSON when there is a schema."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stop:
     """The turn ends without an answer. `kind` is the error type, `why` one line."""
 
@@ -82,12 +95,15 @@ def decide(
         if call.id not in last.results:
             return _call(call, last, tools)
     if not last.reply.calls:
-        return _finish(steps, last, last.reply, max_steps)
-    if _no_progress(steps):
-        return Stop("no_progress", f"the same tool calls failed {_SAME_FAILURES} times in a row")
+        return _finish(steps, last.request, last.reply, tools, max_steps)
     if len(steps) >= max_steps:
         return Stop("step_limit", f"no answer after {max_steps} steps")
-    return Ask(_continued(last, last.reply), recorded=False)
+    request = _continued(last, last.reply)
+    if not _goes_round(steps):
+        return Ask(request, recorded=False)
+    if _told(steps, _ROUND):
+        return Stop("no_progress", "the same tool calls had the same results again and again, also when it was told")
+    return Ask(_with(request, _ROUND), recorded=False, why="the same tool calls had the same results three times")
 
 
 def _call(call: ToolCall, step: Step, tools: Mapping[str, ToolSpec]) -> Action:
@@ -109,22 +125,69 @@ def _unknown_tool(name: str, tools: Mapping[str, ToolSpec]) -> str:
     return f"there is no tool named {ascii(name)[:80]}; {known}"
 
 
-def _finish(steps: Sequence[Step], last: Step, reply: ChatReply, max_steps: int) -> Action:
-    if reply.stop == "length":
-        return Stop("cut_off", "the answer was cut off at the model's output limit")
+def _finish(
+    steps: Sequence[Step], request: ChatRequest, reply: ChatReply, tools: Mapping[str, ToolSpec], max_steps: int
+) -> Action:
+    """What becomes of an answer without calls."""
     if reply.stop == "refusal":
         return Stop("refusal", f"the model refused: {reply.text.strip()[:200] or 'no reason given'}")
-    if reply.text.strip():
-        return Answer(reply.text)
-    nudged = any(m.role == "user" and m.text == _EMPTY_NUDGE for m in last.request.messages)
-    if nudged or len(steps) >= max_steps:
-        return Stop("empty_answer", "the model answered nothing, also when asked again")
-    messages = (*last.request.messages, ChatMessage("user", _EMPTY_NUDGE))
-    return Ask(replace(last.request, messages=messages), recorded=False)
+    if phrase := first_aid.endless(reply.text, (m.text for m in request.messages if m.role != "assistant")):
+        return Stop("repetition", f"the answer repeats itself without end: {ascii(phrase)[:80]}")
+    if reply.stop == "length":
+        return Stop("cut_off", "the answer was cut off at the model's output limit")
+    more = len(steps) < max_steps
+    if not reply.text.strip():
+        if _told(steps, _EMPTY) or not more:
+            return Stop("empty_answer", "the model answered nothing, also when asked again")
+        return Ask(_with(request, _EMPTY), recorded=False, why="the answer was empty")
+    text, faults = _read(request, reply.text)
+    said = _with(request, ChatMessage("assistant", reply.text))
+    if faults or request.schema is None:  # JSON that is what was asked for is no call
+        named = first_aid.written_call(reply.text, tools)
+        if named and more and not _told(steps, _WRITTEN):
+            return Ask(_with(said, _WRITTEN), recorded=False, why=f"the answer is a call of {named} written as text")
+    return _not_fitting(steps, said, faults, more) if faults else Answer(text)
+
+
+def _read(request: ChatRequest, text: str) -> tuple[str, list[str]]:
+    """(the answer, []), or ('', what is wrong with it)."""
+    if request.schema is None:
+        return text, []
+    from loom.core import answer  # here, because most turns have no schema
+
+    return answer.read(request.schema, text)
+
+
+def _not_fitting(steps: Sequence[Step], said: ChatRequest, faults: Sequence[str], more: bool) -> Action:
+    from loom.core import answer
+
+    tries = 1 + _times_told(steps, answer.AGAIN)
+    if tries >= answer.MAX_ANSWERS or not more:
+        after = f", also after {tries} tries" if tries > 1 else ""
+        return Stop("schema", f"the answer does not fit the schema{after}: {'; '.join(faults[:5])}")
+    return Ask(
+        _with(said, answer.ask_again(faults)), recorded=False, why=f"the answer does not fit the schema: {faults[0]}"
+    )
+
+
+def _with(request: ChatRequest, *said: str | ChatMessage) -> ChatRequest:
+    """The request with more messages at its end; a text is said by the user."""
+    added = (ChatMessage("user", one) if isinstance(one, str) else one for one in said)
+    return replace(request, messages=(*request.messages, *added))
+
+
+def _told(steps: Sequence[Step], text: str) -> bool:
+    return _times_told(steps, text) > 0
+
+
+def _times_told(steps: Sequence[Step], text: str) -> int:
+    """How often this turn told the model a text that begins so. What the user said before it does not count."""
+    added = steps[-1].request.messages[len(steps[0].request.messages) :]
+    return sum(1 for message in added if message.role == "user" and message.text.startswith(text))
 
 
 def _continued(step: Step, reply: ChatReply) -> ChatRequest:
-    added = [ChatMessage("assistant", reply.text, reply.calls)]
+    added = [ChatMessage("assistant", reply.text, reply.calls, thoughts=reply.thoughts)]
     for call in reply.calls:
         result = step.results[call.id]
         added.append(ChatMessage("tool", result_text(result), call_id=call.id, is_error=result.get("status") != "ok"))
@@ -136,18 +199,22 @@ def result_text(result: Mapping[str, Any]) -> str:
     return dumps(dict(result)).decode()
 
 
-def _no_progress(steps: Sequence[Step]) -> bool:
-    if len(steps) < _SAME_FAILURES:
+def _goes_round(steps: Sequence[Step]) -> bool:
+    """Whether the last steps made the same calls with the same results; all failures of one call are the same."""
+    if len(steps) < _SAME_STEPS:
         return False
-    seen = [_failures(step) for step in steps[-_SAME_FAILURES:]]
-    return seen[0] is not None and all(s == seen[0] for s in seen)
+    first, *others = (_calls_and_results(step) for step in steps[-_SAME_STEPS:])
+    return bool(first) and all(other == first for other in others)
 
 
-def _failures(step: Step) -> list[tuple[str, bytes]] | None:
-    """The calls of a step in which every call failed, else None."""
-    if step.reply is None or any(r.get("status") == "ok" for r in step.results.values()):
-        return None
-    return [(c.name, dumps(dict(c.input or {"raw": c.raw}))) for c in step.reply.calls]
+def _calls_and_results(step: Step) -> list[tuple[Any, ...]]:
+    if step.reply is None:
+        return []
+    return [(c.name, c.input, c.raw, _outcome(step.results.get(c.id, {}))) for c in step.reply.calls]
+
+
+def _outcome(result: Mapping[str, Any]) -> Any:
+    return result if result.get("status") == "ok" else "failed"
 
 
 def tidy(reply: ChatReply, step: int) -> ChatReply:

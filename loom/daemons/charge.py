@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from loom.core.supervision import Exit, Kind, Seen, Wanted
@@ -19,12 +18,13 @@ from loom.spool.logs import Log
 from loom.wire import message
 from loom.wire.agent import WANTS, AgentSpec, Restart, Want
 from loom.wire.errors import Config, LoomError, NotFound
+from loom.wire.record import field, record
 from loom.wire.times import rfc3339
 
 _HALF_WRITTEN_S = 2.0  # so long an empty `want` is taken for one that is being written in place
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Process:
     """The running process of an agent. `ours` tells a child from an adopted one."""
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loom.daemons import turnloop
+from loom.daemons import surroundings, turnloop
 from loom.daemons.surroundings import WORKSPACE_ENV, agent_env, grant, model_context, read_prompt, tool_dirs
 from loom.daemons.turnloop import Emit, Outcome, Tools
 from loom.models.base import Model
@@ -39,9 +39,10 @@ from loom.wire.agent import AgentSpec
 from loom.wire.chat import ChatRequest, ToolCall, usage_to_json
 from loom.wire.errors import BadInput, LoomError, NotFound, TryLater, WorkFailed
 from loom.wire.message import Message, Unreadable
+from loom.wire.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Manner:
     """How a filter works, apart from what it is asked.
 
@@ -56,14 +57,17 @@ class Manner:
     timeout_s: float | None = None
 
 
-def prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools]:
-    """A model that can be asked and tools that can be called. Raises what keeps them from working."""
+def prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools, int | None]:
+    """A model that can be asked, tools that can be called, the model's window. Raises what keeps them from working."""
+    surroundings.check_schema(spec)
     directory = home.agent(spec.name)
     cwd = spec.env.get(WORKSPACE_ENV) or os.getcwd()
     env = agent_env(home, spec, directory.path, cwd)
     # A model is named from where the caller stands; tools work in the workspace.
-    model = open_model(spec.model, model_context(home, {**os.environ, **spec.env}, os.getcwd(), env))
-    return model, grant(spec.tools, tool_dirs(home, directory), env, cwd)
+    context = model_context(home, {**os.environ, **spec.env}, os.getcwd(), env)
+    model = open_model(spec.model, context)
+    tokens = surroundings.window(context, model.name, spec.options)
+    return model, grant(spec.tools, tool_dirs(home, directory), env, cwd), tokens
 
 
 class Filter:
@@ -74,7 +78,7 @@ class Filter:
 
     def __init__(self, home: Home, place: AgentDir, spec: AgentSpec, prompt: str, message: Message) -> None:
         self.home, self.place, self.spec, self.prompt, self.message = home, place, spec, prompt, message
-        self.model, self.tools = prepare(home, spec)
+        self.model, self.tools, self.window = prepare(home, spec)
         self.thread: threads.Thread | None = None
         self.stem = place.name
         self.left = True
@@ -102,18 +106,21 @@ class Filter:
         if self.message.thread:
             about["thread"] = self.message.thread
         manner.emit({"event": "start", "v": 1, **about})
-        body = bodies.text(self.home.blobs, self.message)
-        first = chat.request(
+        asked = surroundings.asked(self.home, self.spec, self.message, self.window)
+        begun = chat.begin(
             self.model.name,
             self.prompt,
             self.thread.history if self.thread is not None else (),
-            body,
+            asked,
             list(self.tools.specs.values()),
-            self.spec.options,
+            surroundings.sampling(self.spec.options),
         )
-        outcome = self._turn(first, manner)
+        if begun.left_out:
+            self.log.warning("history_cut", what=begun.left_out)
+            manner.emit({"event": "history_cut", "what": begun.left_out})
+        outcome = self._turn(begun.request, manner)
         if self.thread is not None:
-            self.thread.append(self.stem, [("user", body), ("assistant", outcome.text)])
+            self.thread.append(self.stem, [("user", asked.text), ("assistant", outcome.text)])
         return outcome
 
     def _turn(self, first: ChatRequest, manner: Manner) -> Outcome:
@@ -153,8 +160,10 @@ def _stoppable(tools: Tools, stopping: Stopping) -> Tools:
 
 
 @contextmanager
-def begin(home: Home, spec: AgentSpec, prompt: str, body: str, thread: str = "") -> Iterator[Filter]:
-    """A new filter, whose directory goes at the end unless it is `left`.
+def begin(
+    home: Home, spec: AgentSpec, prompt: str, body: str, thread: str = "", images: Sequence[tuple[str, bytes]] = ()
+) -> Iterator[Filter]:
+    """A new filter, whose directory goes at the end unless it is `left`. `images` are (media type, bytes) each.
 
     Raises what is wrong with model or tools, and TryLater for a busy conversation, before it makes a directory.
     """
@@ -172,6 +181,7 @@ def begin(home: Home, spec: AgentSpec, prompt: str, body: str, thread: str = "")
             if prompt:
                 files.append((place.prompt, prompt.encode()))
             try:
+                begun.message = message = replace(message, data=bodies.attach(home.blobs, images))
                 fs.publish_all([*files, (_message_path(place), bodies.encode(home.blobs, message))])
             except BaseException:
                 _remove(place)  # nothing was accepted

@@ -11,7 +11,6 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from loom.core import routing
@@ -28,6 +27,7 @@ from loom.wire.agent import AgentSpec
 from loom.wire.errors import Config
 from loom.wire.jsontext import Malformed, loads_object
 from loom.wire.message import Message, Unreadable
+from loom.wire.record import record
 
 SWEEP_S = 30.0
 BATCH = 256  # messages whose delivery shares its syncs
@@ -43,7 +43,7 @@ def serve_router(agent_dir: Path, drain: bool = False) -> int:
     return service.serve_loop(agent_dir, Router, drain)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Taken:
     """A message from an outbox, not yet delivered: to `targets`, as the messages (name, bytes) of `mail`."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from loom.daemons import service, turnloop
+from loom.daemons import service, surroundings, turnloop
 from loom.daemons.service import Agent, Done
 from loom.daemons.surroundings import WORKSPACE_ENV, agent_env, grant, loom_env, model_context, read_prompt, tool_dirs
 from loom.models.base import Model
 from loom.models.registry import check_model, open_model
 from loom.roles import chat, orders
-from loom.spool import bodies, goals, threads
+from loom.spool import goals, threads
 from loom.spool.mailbox import Claimed
 from loom.spool.turns import Turn
 from loom.wire.chat import usage_to_json
@@ -47,34 +47,44 @@ class ChatWorker:
         env = agent_env(agent.home, agent.spec, directory.path, workspace)
         self.context = model_context(agent.home, dict(os.environ), str(directory.path), env)
         check_model(agent.spec.model, self.context)
+        surroundings.check_schema(agent.spec)
         self.model: Model = open_model(agent.spec.model, self.context)
+        self.window = surroundings.window(self.context, self.model.name, agent.spec.options)
         if agent.spec.unsafe_no_sandbox:
             agent.log.warning("unsafe_no_sandbox", hint="run-shell runs with all rights of this user")
         self.tools = grant(agent.spec.tools, tool_dirs(agent.home, directory), env, workspace or str(directory.path))
 
     def work(self, claimed: Claimed, turn: Turn) -> Done:
         agent = self.agent
-        body = bodies.text(agent.home.blobs, claimed.message)
+        asked = surroundings.asked(agent.home, agent.spec, claimed.message, self.window)
         thread_name = threads.name_of(claimed.message)
         thread = service.wait_for_thread(agent, thread_name) if thread_name else None
         try:
             history = thread.history if thread is not None else []
-            first = chat.request(
+            begun = chat.begin(
                 self.model.name,
                 read_prompt(agent.dir),
                 history,
-                body,
+                asked,
                 list(self.tools.specs.values()),
-                agent.spec.options,
+                surroundings.sampling(agent.spec.options),
             )
+            if begun.left_out:
+                agent.log.warning("history_cut", message=claimed.stem, what=begun.left_out)
             outcome = turnloop.run(
-                turn, first, self.model, self.tools, agent.stopping, agent.log, deadline_ms=claimed.message.deadline_ms
+                turn,
+                begun.request,
+                self.model,
+                self.tools,
+                agent.stopping,
+                agent.log,
+                deadline_ms=claimed.message.deadline_ms,
             )
         except BaseException:
             if thread is not None:
                 thread.close()
             raise
-        said = (("user", body), ("assistant", outcome.text))
+        said = (("user", asked.text), ("assistant", outcome.text))
         return Done(outcome.text, {"usage": usage_to_json(outcome.usage)}, said, thread)
 
 

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from loom.wire import message as wire
 from loom.wire.agent import AgentSpec
 from loom.wire.errors import BadInput, Config, Deadline, Disk, LoomError
 from loom.wire.jsontext import use_orjson
+from loom.wire.record import record
 
 LOOK_EVERY_S = 2.0  # how often a runner without a supervisor looks by itself
 LOOK_ANYWAY_S = 30.0  # and one with a supervisor, in case that nobody can ring it any more
@@ -34,7 +34,7 @@ READY_FD = "LOOM_READY_FD"
 ALONE_FD = "LOOM_ALONE_FD"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Done:
     """What a worker made of a message. `said` are the conversation's lines, empty when there is no conversation."""
 
@@ -50,7 +50,7 @@ class Worker(Protocol):
     def work(self, claimed: Claimed, turn: Turn) -> Done: ...
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Agent:
     """What a worker knows of the agent it works for."""
 

@@ -5,11 +5,11 @@ Only a courtesy: without inotify (no instances or watches left) the supervisor l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from loom.spool import watch
 from loom.spool.layout import AgentDir, Home
+from loom.wire.record import field, record
 
 _HERE = Home(Path())
 _AGENT = _HERE.agent("a")
@@ -18,7 +18,7 @@ _SETTINGS = (_HERE.config.name, _HERE.secrets.name)
 _AGENTS, _HOME, _SECRETS = ("agents", ""), ("home", ""), ("secrets", "")
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class News:
     """`changed`: agents whose files are to be read again; `mail`: names that arrived in an agent's inbox."""
 

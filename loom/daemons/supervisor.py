@@ -22,7 +22,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from loom.core.supervision import Limits
 from loom.daemons import programs
@@ -37,6 +37,7 @@ from loom.wire import exits
 from loom.wire.agent import AgentSpec, Restart
 from loom.wire.errors import Config, LoomError, TryLater
 from loom.wire.jsontext import dumps
+from loom.wire.record import field, record
 
 IDLE_ENV = "LOOM_SUPERVISOR_IDLE_S"
 READY_ENV = "LOOM_READY_FD"
@@ -46,7 +47,7 @@ _TELL_AGAIN_S = 600.0
 _BLIND_SWEEP_S = 2.0  # in place of thirty seconds when not everything can be watched
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settings:
     """limits: see loom.core.supervision. idle_s: without anything to do for so long, an on-demand supervisor leaves."""
 

@@ -12,16 +12,19 @@ from typing import Any
 
 from loom.daemons.turnloop import Tools
 from loom.models.base import ModelContext
-from loom.spool import config, fs, secrets
+from loom.roles.chat import Asked
+from loom.spool import blobs, bodies, config, fs, secrets
 from loom.spool.layout import AgentDir, Home, programs_dir
 from loom.wire import settings
 from loom.wire.agent import AgentSpec
 from loom.wire.chat import ToolCall
-from loom.wire.errors import Config
+from loom.wire.errors import BadInput, Config
+from loom.wire.message import Message
 
 UNSAFE_ENV = "LOOM_UNSAFE_NO_SANDBOX"
 WORKSPACE_ENV = "LOOM_WORKSPACE"
 TOOL_TIMEOUT_S = 300.0
+CONTEXT_TOKENS = "context_tokens"
 
 
 def model_context(home: Home, env: Mapping[str, str], cwd: str, extra_env: Mapping[str, str]) -> ModelContext:
@@ -34,7 +37,48 @@ def model_context(home: Home, env: Mapping[str, str], cwd: str, extra_env: Mappi
         default_provider=loaded["default_provider"],
         cwd=cwd,
         extra_env=dict(extra_env),
+        blob=lambda digest: _blob(home, digest),
+        blob_path=lambda digest: str(blobs.path_of(home.blobs, digest)),
     )
+
+
+def _blob(home: Home, digest: str) -> bytes:
+    """The bytes of a message's picture. Raises BadInput when they are lost, for it is that message's fault."""
+    try:
+        return blobs.get(home.blobs, digest)
+    except (FileNotFoundError, fs.NotRegular, blobs.BlobDamaged, ValueError) as error:
+        raise BadInput(f"an image is blob {digest[:64]!a}, which is lost: {error}") from None
+
+
+def window(context: ModelContext, model: str, options: Mapping[str, Any]) -> int | None:
+    """How many tokens the model of this name can hold: what the agent's options say, else its provider's setting."""
+    tokens = options.get(CONTEXT_TOKENS)
+    if tokens is not None:
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise Config(f"option {CONTEXT_TOKENS} is {tokens!r:.40}, expected a number of tokens")
+        return tokens
+    provider = context.providers.get(model.partition("/")[0])
+    return None if provider is None else provider.context
+
+
+def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """An agent's options without those that are meant for us."""
+    return {name: value for name, value in options.items() if name != CONTEXT_TOKENS}
+
+
+def check_schema(spec: AgentSpec) -> None:
+    """Raise Config when no answer can be held against the agent's schema."""
+    if spec.schema is None:
+        return
+    from loom.core import schema_rules  # here, because most agents have none
+
+    if fault := schema_rules.fault(spec.schema):
+        raise Config(f"the schema of agent {spec.name} cannot be used: {fault}", hint="give it another with --schema")
+
+
+def asked(home: Home, spec: AgentSpec, message: Message, tokens: int | None) -> Asked:
+    """What an agent is asked by a message. Raises BadInput when what the message refers to is lost."""
+    return Asked(bodies.text(home.blobs, message), bodies.images(home.blobs, message), tokens, spec.schema)
 
 
 def loom_env(home: Home, name: str, directory: Path, workspace: str = "", goal: str = "") -> dict[str, str]:
@@ -78,7 +122,8 @@ def grant(
     """The tools of these names, ready to be called. Raises NotFound, Config or Usage naming an unusable one."""
     if not names:
         return Tools()
-    from loom.proc import schema, toolbox, toolcall
+    from loom.core import schema
+    from loom.proc import toolbox, toolcall
 
     found = toolbox.find_tools(names, dirs)
 

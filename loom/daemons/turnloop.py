@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from loom.core import turn as core
@@ -15,13 +14,16 @@ from loom.models.base import Model
 from loom.proc.stopping import OutOfTime, Stopping, Unwanted
 from loom.spool.logs import Log
 from loom.spool.turns import Turn
-from loom.wire.chat import ChatReply, ChatRequest, TextDelta, ToolCall, ToolSpec, Usage, usage_to_json
+from loom.wire.chat import ChatReply, ChatRequest, Notice, TextDelta, ToolCall, ToolSpec, Usage, usage_to_json
 from loom.wire.errors import BadInput, Deadline, LoomError, TryLater, Unavailable, WorkFailed
+from loom.wire.record import field, record
+
+_FAILURES = ("refusal", "no_progress", "step_limit", "repetition")  # of the work; others are of the request
 
 Emit = Callable[[dict[str, Any]], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tools:
     """The granted tools and how one call of them is made: (call) -> {"status": …}; raises OSError or Disk only."""
 
@@ -29,7 +31,7 @@ class Tools:
     run: Callable[[ToolCall], Mapping[str, Any]] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """What a turn came to: the last answer's text and the tokens of all its calls, of earlier incarnations too."""
 
@@ -54,7 +56,7 @@ def run(
 ) -> Outcome:
     """Go on with a turn until it has an answer.
 
-    emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage", …} as things happen
+    emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage"|"asked_again"|"retry"|"notice", …}
     abandoned  whether nobody waits for the answer any longer; asked before each step, and while a model is at it
     streaming  text is shown as it comes, so a request that broke after its first words is not sent again
     Raises LoomError when there will be no answer, proc.stopping.Leaving when asked to leave (all is recorded),
@@ -85,7 +87,10 @@ def _run(
         if not isinstance(action, core.Answer | core.Stop):  # what is decided already needs no more time
             stopping.check()
         match action:
-            case core.Ask(request, recorded):
+            case core.Ask(request, recorded, why):
+                if why:
+                    log.warning("asked_again", why=why)
+                    emit({"event": "asked_again", "why": why})
                 if not recorded:
                     turn.request(request)
                 reply = _ask(model, request, len(turn.steps), stopping, log, emit, streaming, deadline_ms)
@@ -111,7 +116,7 @@ def _run(
                 emit({"event": "tool_call", "id": call.id, "name": call.name, "input": call.input})
                 _record(turn, call, {"status": "error", "error": error}, log, emit, 0.0)
             case core.Stop(kind, why):
-                wrong = WorkFailed if kind in ("refusal", "no_progress", "step_limit") else BadInput
+                wrong = WorkFailed if kind in _FAILURES else BadInput
                 raise wrong(why, kind=kind)
             case core.Answer(text):
                 return Outcome(text, _usage(turn), len(turn.steps), _failed_calls(turn))
@@ -149,6 +154,8 @@ def _ask(
                     if isinstance(chunk, TextDelta):
                         shown = shown or bool(chunk.text)
                         emit({"event": "text", "text": chunk.text})
+                    elif isinstance(chunk, Notice):
+                        _notice(chunk, model, log, emit)
                     else:
                         return core.tidy(chunk, steps - 1)
             raise Unavailable(f"{model.name} ended its stream without an answer", kind="broken_stream")
@@ -163,6 +170,11 @@ def _ask(
         with stopping.interruptible():
             stopping.wait(wait_s)
     raise AssertionError("retry_wait_s gives up before the tries run out")
+
+
+def _notice(notice: Notice, model: Model, log: Log, emit: Emit) -> None:
+    log.warning("model_notice", model=model.name, kind=notice.kind, text=notice.text)
+    emit({"event": "notice", "text": notice.text})
 
 
 def _past(deadline_ms: int | None, wait_s: float) -> bool:

@@ -8,20 +8,21 @@ error is worth another try says loom.models.classify.is_transient, and who waits
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from loom.wire.chat import ChatRequest, Chunk
 from loom.wire.provider import Provider
+from loom.wire.record import field, record
 
 
 class Model(Protocol):
     """One model, ready to be asked any number of times, one request after the other.
 
     name    as the user wrote it, made complete: `llama3` becomes `ollama/llama3`
-    stream  yields TextDelta pieces, then exactly one ChatReply, whose text is the pieces joined. Ending without a
-            ChatReply never happens: it raises a loom.wire.errors.LoomError instead. An answer may be empty; the
-            caller decides what that means. Closing the iterator early frees connection and process.
+    stream  yields TextDelta pieces, then exactly one ChatReply, whose text is the pieces joined. A Notice may stand
+            anywhere before the reply. Ending without a ChatReply never happens: it raises a
+            loom.wire.errors.LoomError instead. An answer may be empty; the caller decides what that means. Closing
+            the iterator early frees connection and process.
     """
 
     @property
@@ -34,7 +35,19 @@ def _no_secrets(_name: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+Blob = Callable[[str], bytes]
+
+
+def no_blobs(digest: str) -> bytes:
+    """For models that are never shown a picture."""
+    raise FileNotFoundError(f"there are no blobs here to look {digest} up in")
+
+
+def _no_path(_digest: str) -> str:
+    return ""
+
+
+@record
 class ModelContext:
     """What a model may know of the world around it.
 
@@ -44,6 +57,8 @@ class ModelContext:
     default_provider  for bare names; '' leaves it to LOOM_DEFAULT_PROVIDER, then to ollama
     cwd               what relative paths in exec/ and script/ names start from
     extra_env         LOOM_* and TRACEPARENT for exec/ programs; they get no secrets
+    blob              the bytes of a picture by its digest; raises BadInput when they are lost
+    blob_path         where these bytes lie, for programs; '' when that is not known
     """
 
     env: Mapping[str, str]
@@ -52,3 +67,5 @@ class ModelContext:
     default_provider: str = ""
     cwd: str = "."
     extra_env: Mapping[str, str] = field(default_factory=dict)
+    blob: Blob = no_blobs
+    blob_path: Callable[[str], str] = _no_path

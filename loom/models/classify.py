@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loom.models import decode
 from loom.wire import errors
+from loom.wire.record import field, record
 
 MAX_SAID_CHARS = 300
 MAX_RETRY_AFTER_S = 3600.0  # a server that says "tomorrow" is asked again in an hour
@@ -21,7 +21,7 @@ MAX_RETRY_AFTER_S = 3600.0  # a server that says "tomorrow" is asked again in an
 OLLAMA_DOWN = "is it running? start it with: ollama serve"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Endpoint:
     """Who is asked for what: the words of an error.
 
@@ -30,6 +30,7 @@ class Endpoint:
     base_url   where it is
     key_names  how a person sets the key, e.g. "OPENAI_API_KEY"; '' when none is needed
     key        the key, here only to be kept out of messages
+    context    tokens its model is to have room for; 0: as the server has it
     """
 
     alias: str
@@ -37,6 +38,7 @@ class Endpoint:
     base_url: str
     key_names: str = ""
     key: str = field(default="", repr=False)
+    context: int = 0
 
     @property
     def name(self) -> str:
@@ -88,6 +90,8 @@ def http_error(
 ) -> errors.LoomError:
     """An answer whose status is not 2xx. Header names are in lower case; `now_s` is Unix time."""
     said, codes = _said(body)
+    if status < 400 and headers.get("location"):
+        said = f"it redirects to {headers['location']}"
     return _classified(endpoint, status, said, codes, retry_after_s(headers, now_s))
 
 
@@ -176,7 +180,8 @@ def _classified(
     if status in (400, 422):
         return errors.BadInput(text, hint="the same request will fail again; change the request or the model")
     if status < 400 or status == 405:
-        return errors.Config(text, hint=f"check base_url ({_shown_url(endpoint)}); redirects are not followed")
+        followed = "redirects are followed within a server only" if status < 400 else "it takes no POST there"
+        return errors.Config(text, hint=f"check base_url ({_shown_url(endpoint)}); {followed}")
     return errors.BadInput(text, hint="the same request will fail again")
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from loom.models.base import ModelContext
 from loom.models.classify import clean
@@ -56,15 +57,17 @@ class ExecModel:
         deadline_s: float = DEADLINE_S,
         idle_s: float = DEADLINE_S,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
+        blob_path: Callable[[str], str] = lambda digest: "",
     ) -> None:
         self.name = name
         self._program, self._env, self._cwd = program, dict(env), cwd
+        self._blob_path = blob_path
         self._deadline_s, self._idle_s, self._max_output_bytes = deadline_s, idle_s, max_output_bytes
 
     def stream(self, request: ChatRequest) -> Iterator[Chunk]:
         """Run the program on the request and yield its answer; see loom.models.base.Model."""
         try:
-            data = jsontext.dumps(request_to_json(request)) + b"\n"
+            data = jsontext.dumps(self._written(request)) + b"\n"
         except (ValueError, TypeError) as error:
             raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
         output = Output(self.name, request)
@@ -83,13 +86,22 @@ class ExecModel:
             yield TextDelta(text)
         yield output.reply()
 
+    def _written(self, request: ChatRequest) -> dict[str, Any]:
+        """The request, and for each image where its file lies."""
+        data = request_to_json(request)
+        for message in data["messages"]:
+            for image in message.get("images", ()):
+                if path := self._blob_path(image["blob"]):
+                    image["path"] = os.path.abspath(path)
+        return data
+
 
 def open_model(rest: str, context: ModelContext) -> ExecModel:
     """The registry's way in. Raises NotFound or Config when there is no such program."""
     program = find_program(rest, context)
     env = {name: context.env[name] for name in _ENVIRONMENT if name in context.env}
     env.setdefault("PATH", os.defpath)
-    return ExecModel(f"exec/{rest}", program, env | dict(context.extra_env), context.cwd)
+    return ExecModel(f"exec/{rest}", program, env | dict(context.extra_env), context.cwd, blob_path=context.blob_path)
 
 
 def check(rest: str, context: ModelContext) -> None:

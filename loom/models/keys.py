@@ -24,18 +24,23 @@ def variable(provider: Provider) -> str:
 
 def find_key(provider: Provider, context: ModelContext) -> str:
     """The key, or '' when the provider needs none. Raises Config, which names every way to set it."""
+    return find_key_and_source(provider, context)[0]
+
+
+def find_key_and_source(provider: Provider, context: ModelContext) -> tuple[str, str]:
+    """The key and where it was found, as a person may see it; both '' when the provider needs none."""
     name = variable(provider)
     if name and context.env.get(name, "").strip():
-        return _usable(context.env[name], f"the variable {name}")
+        return _usable(context.env[name], f"the variable {name}"), name
     if provider.key_file:
-        return _from_file(provider, context)
+        return _from_file(provider, context), f"the file {provider.key_file}"
     if provider.key_command:
-        return _from_command(provider, context)
+        return _from_command(provider, context), f"the command {provider.key_command[0]}"
     if not provider.key:
-        return ""
+        return "", ""
     stored = context.secret(provider.key)
     if stored and stored.strip():
-        return _usable(stored, f"the secret {provider.key!r}")
+        return _usable(stored, f"the secret {provider.key!r}"), f"the secret {provider.key}"
     raise errors.Config(
         f"{provider.alias} needs a key and none was found: set {name}, or run: loom secret set {provider.key}, "
         f"or set providers.{provider.alias}.key_file in config.yml"

@@ -7,51 +7,90 @@ when the server said that it is complete, by a finish_reason or by [DONE].
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 from loom.models import classify
 from loom.models.address import split_url
+from loom.models.base import Blob, no_blobs
 from loom.models.classify import Endpoint
-from loom.models.openai_answer import Answer
+from loom.models.openai_answer import DIALECT, Answer
+from loom.models.proxies import Proxy
 from loom.models.sse import SseParser
-from loom.models.transport import DEFAULT, Response, Timeouts, post_stream
+from loom.models.transport import DEFAULT, Client, Response, Timeouts
 from loom.wire import errors, jsontext
-from loom.wire.chat import ChatMessage, ChatRequest, Chunk, TextDelta, ToolCall
+from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, Notice, TextDelta, ToolCall, Usage
 
 _ERROR_BODY_BYTES = 1 << 16
 _OPENAI_ITSELF = "api.openai.com"
+# How servers name the fields that help and that we can do without, when they refuse them.
+_REFUSAL = {
+    "stream_options": re.compile("stream_options"),
+    "response_format": re.compile("response_format|json[ _]schema|grammar", re.IGNORECASE),
+}
+_CUT = (
+    "{name} counted only {tokens} tokens: Ollama has probably left out the beginning of the request; set "
+    "providers.ollama.context to what the model can hold"
+)
 
 
 class OpenAIModel:
-    """One model at one server. Every request opens its own connection."""
+    """One model at one server. A connection is kept for the next request."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT) -> None:
+    def __init__(
+        self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
+    ) -> None:
         self.name = endpoint.name
         self._endpoint = endpoint
-        self._timeouts = timeouts
+        self._blob = blob
+        self._client = Client(timeouts, proxy)
+        self._warned = False
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
         self._host = split_url(self._url).hostname
+        self._unwanted: set[str] = set()  # fields that this server does not take
 
     def stream(self, request: ChatRequest) -> Iterator[Chunk]:
         """Ask and yield the answer as it comes; see loom.models.base.Model."""
-        try:
-            yield from self._ask(request, with_usage=True)
-        except errors.BadInput as error:
-            # Some servers refuse the field that asks for token counts. They do so before any text.
-            if "stream_options" not in str(error):
-                raise
-            yield from self._ask(request, with_usage=False)
+        while True:
+            said = False
+            try:
+                with closing(self._ask(request)) as chunks:
+                    for chunk in chunks:
+                        said = True
+                        yield chunk
+                return
+            except (errors.BadInput, errors.Unavailable) as error:
+                # Some servers refuse a field that we can do without. Some call that a fault of their own (500).
+                refused = {name for name in self._helpful(request) if _REFUSAL[name].search(str(error))}
+                if said or not refused:
+                    raise
+                self._unwanted |= refused
 
-    def _ask(self, request: ChatRequest, with_usage: bool) -> Iterator[Chunk]:
-        body = self._body(request, with_usage)
+    def _ask(self, request: ChatRequest) -> Generator[Chunk, None, None]:
+        body = self._body(request)
         hint = classify.OLLAMA_DOWN if self._endpoint.alias == "ollama" else ""
-        with post_stream(self._url, self._headers(), body, self._timeouts, hint=hint) as response:
-            if not 200 <= response.status < 300:
-                said = response.start_of_body(_ERROR_BODY_BYTES)
-                raise classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
-            yield from _read(response, Answer(self._endpoint, request))
+        answer = Answer(self._endpoint, request)
+        with self._client.request("POST", self._url, self._headers(), body, hint=hint) as response:
+            refused = self._refused(response)
+            if refused is None:
+                yield from _read(response, answer)
+        if refused is not None:
+            raise refused
+        reply = answer.reply()
+        if self._endpoint.alias == "ollama" and not self._warned and _is_cut(request, reply.usage):
+            self._warned = True
+            yield Notice("cut", _CUT.format(name=self.name, tokens=reply.usage.input_tokens))
+        yield reply
+
+    def _refused(self, response: Response) -> errors.LoomError | None:
+        if 200 <= response.status < 300:
+            return None
+        said = response.start_of_body(_ERROR_BODY_BYTES)
+        return classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
 
     def _headers(self) -> dict[str, str]:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "User-Agent": "loom"}
@@ -59,15 +98,14 @@ class OpenAIModel:
             headers["Authorization"] = f"Bearer {self._endpoint.key}"
         return headers
 
-    def _body(self, request: ChatRequest, with_usage: bool) -> bytes:
+    def _body(self, request: ChatRequest) -> bytes:
         body: dict[str, Any] = {
             **request.options,
             "model": self._endpoint.model,
-            "messages": [_message(m) for m in request.messages],
+            "messages": [self._message(m) for m in request.messages],
             "stream": True,
         }
-        if with_usage:
-            body["stream_options"] = {"include_usage": True}
+        body |= self._helpful(request)
         if request.tools:
             body["tools"] = [
                 {
@@ -85,22 +123,40 @@ class OpenAIModel:
         except (ValueError, TypeError) as error:
             raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
 
+    def _helpful(self, request: ChatRequest) -> dict[str, Any]:
+        """Fields that help and that we can do without; not those that this server has refused."""
+        fields: dict[str, Any] = {"stream_options": {"include_usage": True}}
+        # Servers other than OpenAI itself may make every word fit the schema, and then no tool can be called.
+        if request.schema is not None and (not request.tools or self._host == _OPENAI_ITSELF):
+            form = {"name": "answer", "schema": dict(request.schema)}
+            fields["response_format"] = {"type": "json_schema", "json_schema": form}
+        return {name: value for name, value in fields.items() if name not in self._unwanted}
 
-def open_model(endpoint: Endpoint) -> OpenAIModel:
+    def _message(self, message: ChatMessage) -> dict[str, Any]:
+        if message.role == "tool":
+            # The dialect has no field for a failed call, so the text says it.
+            text = f"error: {message.text}" if message.is_error else message.text
+            return {"role": "tool", "tool_call_id": message.call_id, "content": text}
+        out: dict[str, Any] = {"role": message.role, "content": message.text}
+        if message.images:
+            text_part = [{"type": "text", "text": message.text}] if message.text else []
+            out["content"] = [*text_part, *(self._image(i) for i in message.images)]
+        if message.calls:
+            out["content"] = message.text or None
+            out["tool_calls"] = [_call(c) for c in message.calls]
+            for thought in message.thoughts:
+                if thought.get("dialect") == DIALECT:
+                    out[thought["field"]] = thought["value"]
+        return out
+
+    def _image(self, image: Image) -> dict[str, Any]:
+        data = b64encode(self._blob(image.blob)).decode("ascii")
+        return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
+
+
+def open_model(endpoint: Endpoint, blob: Blob, proxy: Proxy | None) -> OpenAIModel:
     """The registry's way in."""
-    return OpenAIModel(endpoint)
-
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    if message.role == "tool":
-        # The dialect has no field for a failed call, so the text says it.
-        text = f"error: {message.text}" if message.is_error else message.text
-        return {"role": "tool", "tool_call_id": message.call_id, "content": text}
-    out: dict[str, Any] = {"role": message.role, "content": message.text}
-    if message.calls:
-        out["content"] = message.text or None
-        out["tool_calls"] = [_call(c) for c in message.calls]
-    return out
+    return OpenAIModel(endpoint, blob=blob, proxy=proxy)
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
@@ -110,8 +166,17 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
+def _is_cut(request: ChatRequest, usage: Usage) -> bool:
+    """Whether a request was much longer than what the server says it has read.
+
+    In this dialect Ollama leaves out what does not fit and says nothing. Hardly any text has eight characters a token.
+    """
+    characters = sum(len(message.text) for message in request.messages)
+    return characters > 8000 and 0 < usage.input_tokens < characters / 8
+
+
 def _read(response: Response, answer: Answer) -> Iterator[Chunk]:
-    """The answer's text as it comes, then the reply. Raises BrokenStream when there is no whole answer."""
+    """The answer's text as it comes. Raises BrokenStream when it breaks off before its end."""
     try:
         for text in _texts(response, answer):
             yield TextDelta(text)
@@ -119,7 +184,6 @@ def _read(response: Response, answer: Answer) -> Iterator[Chunk]:
         if not answer.complete:
             raise
         # All text and calls are here; only the token counts were still to come.
-    yield answer.reply()
 
 
 def _texts(response: Response, answer: Answer) -> Iterator[str]:

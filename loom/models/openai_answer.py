@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loom.models import classify, decode
@@ -11,7 +10,9 @@ from loom.models.classify import Endpoint
 from loom.models.sse import SseEvent
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatReply, ChatRequest, StopReason, ToolCall, Usage
+from loom.wire.record import field, record
 
+DIALECT = "openai"
 _MAX_CALLS = 1024
 _STOP: dict[str, StopReason] = {
     "stop": "end",
@@ -22,7 +23,7 @@ _STOP: dict[str, StopReason] = {
 }
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Call:
     """A tool call whose pieces are still coming."""
 
@@ -49,6 +50,8 @@ class Answer:
         self._refused = False
         self._usage = Usage()
         self._model = endpoint.model
+        self._reasoning: dict[str, list[str]] = {}  # by the field it comes in: servers differ, some send it twice
+        self._details: list[Any] = []
 
     @property
     def complete(self) -> bool:
@@ -76,6 +79,8 @@ class Answer:
             )
         if chunk.get("error"):
             raise classify.stream_error(self._endpoint, chunk["error"])
+        if chunk.get("object") == "error":  # vLLM, before it did as others do
+            raise classify.stream_error(self._endpoint, chunk)
         if isinstance(chunk.get("model"), str) and chunk["model"]:
             self._model = chunk["model"]
         self._count(chunk.get("usage"))
@@ -92,12 +97,17 @@ class Answer:
             raise errors.BrokenStream(
                 f"{self._endpoint.name}: the answer ended without finish_reason, after {got}", hint="try again"
             )
-        return ChatReply(text, self._finished_calls(), self._stop(), self._usage, self._model)
+        calls = self._finished_calls()
+        thoughts = self._thoughts() if calls else ()  # without calls the turn is over, and nobody will ask for them
+        reasoning = "".join(next(iter(self._reasoning.values()), ()))
+        return ChatReply(text, calls, self._stop(), self._usage, self._model, reasoning, thoughts)
 
     def _choose(self, choice: dict[str, Any]) -> Iterator[str]:
         finish = choice.get("finish_reason")
         if finish == "error":
             raise classify.stream_error(self._endpoint, "the provider behind it failed")
+        if finish == "insufficient_system_resource":  # DeepSeek, when it is overloaded
+            raise classify.stream_error(self._endpoint, {"code": 503, "message": "it broke off, being overloaded"})
         delta = choice.get("delta") or choice.get("message")
         if isinstance(delta, dict):
             yield from self._add_delta(delta)
@@ -107,7 +117,14 @@ class Answer:
     def _add_delta(self, delta: dict[str, Any]) -> Iterator[str]:
         refusal = decode.text_of(delta.get("refusal"))
         self._refused = self._refused or bool(refusal)
-        # What a model thinks to itself (reasoning, reasoning_content) is not part of its answer.
+        # What a model thinks to itself is not part of its answer.
+        for name in ("reasoning_content", "reasoning"):
+            thought = decode.text_of(delta.get(name))
+            if thought:
+                self._reasoning.setdefault(name, []).append(thought)
+        details = delta.get("reasoning_details")
+        for detail in details if isinstance(details, list) else ():
+            self._add_detail(detail)
         for text in (decode.text_of(delta.get("content")), refusal):
             if text:
                 self._text.append(text)
@@ -116,6 +133,25 @@ class Answer:
         for piece in pieces if isinstance(pieces, list) else ():
             if isinstance(piece, dict):
                 self._add_call(piece)
+
+    def _add_detail(self, piece: object) -> None:
+        """Take a piece of OpenRouter's details.
+
+        One block comes in many pieces, and a signature is good for the whole block alone. Pieces belong together as
+        long as the type stays the same: every one may have the index 0. A signature ends a block.
+        """
+        last = self._details[-1] if self._details else None
+        if not isinstance(piece, dict) or not isinstance(last, dict):
+            self._details.append(piece)
+            return
+        name = {"reasoning.text": "text", "reasoning.summary": "summary"}.get(str(piece.get("type")), "")
+        more = decode.text_of(piece.get(name))
+        alike = all(piece.get(n) in (None, last.get(n)) or last.get(n) is None for n in ("type", "index", "id"))
+        if not name or not alike or (more and last.get("signature")):
+            self._details.append(piece)
+            return
+        said = decode.text_of(last.get(name)) + more
+        self._details[-1] = last | {n: v for n, v in piece.items() if v is not None} | ({name: said} if said else {})
 
     def _add_call(self, piece: dict[str, Any]) -> None:
         function = piece.get("function")
@@ -159,6 +195,13 @@ class Answer:
             out.append(ToolCall(call_id, call.name, given, raw if given is None else ""))
         return tuple(out)
 
+    def _thoughts(self) -> tuple[Mapping[str, Any], ...]:
+        """What is to be given back beside the calls: OpenRouter's details, else the field that DeepSeek wants."""
+        if self._details:
+            return ({"dialect": DIALECT, "field": "reasoning_details", "value": self._details},)
+        content = "".join(self._reasoning.get("reasoning_content", ()))
+        return ({"dialect": DIALECT, "field": "reasoning_content", "value": content},) if content else ()
+
     def _stop(self) -> StopReason:
         if self._refused:
             return "refusal"
@@ -169,10 +212,10 @@ class Answer:
         return stop
 
     def _count(self, usage: object) -> None:
-        if not isinstance(usage, dict):
+        if not isinstance(usage, dict) or not usage:  # some send an empty one with every chunk
             return
         details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+        cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("prompt_cache_hit_tokens")
         self._usage = Usage(
             decode.count(usage.get("prompt_tokens")), decode.count(usage.get("completion_tokens")), decode.count(cached)
         )

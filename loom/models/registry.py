@@ -5,6 +5,7 @@
     M                                     a bare name: the default provider's
     exec/PROGRAM  script/FILE             a program; answers from a file
     builtin  builtin/NAME                 deterministic models without weights
+    A|B|C                                 a chain: the next one is asked where one cannot answer (loom.models.chain)
 
 A dialect is one module that speaks to servers; a new one is a line in DIALECTS.
 """
@@ -20,8 +21,11 @@ from loom.models.base import Model, ModelContext
 from loom.wire import errors
 from loom.wire.provider import Provider
 
-# dialect → module; '' is a dialect that has a name and no module yet.
-DIALECTS = {"openai": "loom.models.openai", "anthropic": ""}
+DIALECTS = {
+    "openai": "loom.models.openai",
+    "anthropic": "loom.models.anthropic",
+    "ollama": "loom.models.ollama",
+}
 
 PROVIDERS = {
     "openai": Provider("openai", "openai", "https://api.openai.com/v1", key="openai"),
@@ -30,8 +34,13 @@ PROVIDERS = {
     "anthropic": Provider("anthropic", "anthropic", "https://api.anthropic.com", key="anthropic"),
 }
 
+# Variables that say where a provider is. They are no secrets.
+SERVERS_BY_VARIABLE = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL", "ollama": "OLLAMA_HOST"}
+
 # Kinds of models that are no servers. Their modules have open_model(rest, context) and check(rest, context).
 LOCAL = {"exec": "loom.models.exec", "script": "loom.models.script"}
+
+MAX_MEMBERS = 8  # of a chain
 
 BUILTINS = ("echo", "extract", "planner", "executor", "verifier")
 _BUILTIN_OF_ROLE = {"planner": "planner", "executor": "executor", "verifier": "verifier"}
@@ -51,12 +60,17 @@ class _Builtin(Protocol):
 
 
 def open_model(name: str, context: ModelContext, role: str = "chat") -> Model:
-    """The model of this name, ready to be asked.
+    """The model of this name, ready to be asked; of a chain all members are opened.
 
     role  what it is wanted for: chat, planner, executor, verifier; only plain `builtin` makes a difference
     Raises Usage for a name nobody knows, Config for a missing key or a provider that cannot work, NotFound for a
     missing program or file. No server is asked: whether it has the model shows when it is used.
     """
+    names = members(name)
+    if len(names) > 1:
+        from loom.models.chain import ChainModel
+
+        return ChainModel([open_model(member, context, role) for member in names])
     prefix, rest = split_name(name, context)
     if prefix == "builtin":
         return _open_builtin(rest, role)
@@ -67,23 +81,44 @@ def open_model(name: str, context: ModelContext, role: str = "chat") -> Model:
 
 def check_model(name: str, context: ModelContext) -> None:
     """Raise what open_model would raise, and what a local model's file or program has wrong. Asks no server."""
+    names = members(name)
+    if len(names) > 1:
+        for member in names:
+            check_model(member, context)
+        return
     prefix, rest = split_name(name, context)
     if prefix == "builtin":
         _builtin_name(rest, "chat")
     elif prefix in LOCAL:
         cast(_Local, import_module(LOCAL[prefix])).check(rest, context)
     else:
-        from loom.models import keys
+        from loom.models import keys, proxies
         from loom.models.address import split_url
 
         provider = find_provider(prefix, context)
         _dialect(provider)
         split_url(provider.base_url)
+        proxies.proxy_for(provider.base_url, context.env)
         keys.find_key(provider, context)
 
 
+def members(name: str) -> list[str]:
+    """The names a chain `a|b|c` is made of, in the order in which they are asked; a plain name is a chain of one.
+
+    Blanks around the bars do not count. Raises Usage for an empty member and for too many.
+    """
+    if "|" not in name:
+        return [name]
+    names = [part.strip() for part in name.split("|")]
+    if not all(names):
+        raise errors.Usage(f"the chain of models {name!r} has an empty member; write for example a/x|b/y")
+    if len(names) > MAX_MEMBERS:
+        raise errors.Usage(f"the chain of models {name!r} has {len(names)} members; {MAX_MEMBERS} are the most")
+    return names
+
+
 def split_name(name: str, context: ModelContext) -> tuple[str, str]:
-    """(prefix, the rest), both known to make sense. A bare name is given the default provider as its prefix."""
+    """(prefix, the rest) of one model, both known to make sense. A bare name gets the default provider as prefix."""
     if not name or not name.isprintable() or name != name.strip():
         raise errors.Usage(f"{name!r} is no model name; write PROVIDER/MODEL, for example ollama/llama3.2")
     prefix, slash, rest = name.partition("/")
@@ -117,16 +152,25 @@ def find_provider(alias: str, context: ModelContext) -> Provider:
     """The provider of this alias: environment over config.yml over what is built in. `alias` must be a known one."""
     built_in, configured = PROVIDERS.get(alias), context.providers.get(alias)
     if built_in is None:
-        return context.providers[alias]
+        other = context.providers[alias]
+        return other if other.dialect else replace(other, dialect="openai")
     provider = built_in if configured is None else _merged(built_in, configured)
-    if alias == "openai" and context.env.get("OPENAI_BASE_URL"):
-        provider = replace(provider, base_url=context.env["OPENAI_BASE_URL"])
+    moved = context.env.get(SERVERS_BY_VARIABLE.get(alias, ""), "").strip()
+    if moved:
+        provider = replace(provider, base_url=moved)
     if alias == "ollama":
         from loom.models.address import ollama_url
 
-        host = context.env.get("OLLAMA_HOST", "").strip()
-        provider = replace(provider, base_url=ollama_url(host or provider.base_url))
+        provider = replace(provider, base_url=ollama_url(provider.base_url))
+        if provider.context and provider.dialect == "openai":
+            # How much it is to hold can be said in Ollama's own dialect alone; in the other it cuts in silence.
+            provider = replace(provider, dialect="ollama")
     return provider
+
+
+def is_server(prefix: str) -> bool:
+    """Whether this known prefix names a provider, and neither a program, a script nor a built-in model."""
+    return prefix not in RESERVED_ALIASES
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -166,27 +210,23 @@ def _merged(built_in: Provider, configured: Provider) -> Provider:
 def _dialect(provider: Provider) -> str:
     """The module that speaks this provider's dialect."""
     module = DIALECTS.get(provider.dialect)
-    if module:
-        return module
-    if module == "":
+    if module is None:
         raise errors.Config(
-            f"this version has no {provider.dialect} dialect yet; use the same model through openrouter/, "
-            "or through a server that speaks the openai dialect"
+            f"providers.{provider.alias} wants the dialect {provider.dialect!r}"
+            f"{did_you_mean(provider.dialect, DIALECTS)}; correct it in config.yml"
         )
-    raise errors.Config(
-        f"providers.{provider.alias} wants the dialect {provider.dialect!r}"
-        f"{did_you_mean(provider.dialect, (d for d, m in DIALECTS.items() if m))}; correct it in config.yml"
-    )
+    return module
 
 
 def _open_server(alias: str, model: str, context: ModelContext) -> Model:
-    from loom.models import keys
+    from loom.models import keys, proxies
     from loom.models.classify import Endpoint
 
     provider = find_provider(alias, context)
     module = import_module(_dialect(provider))
     key = keys.find_key(provider, context)
-    return cast(Model, module.open_model(Endpoint(alias, model, provider.base_url, keys.described(provider), key)))
+    endpoint = Endpoint(alias, model, provider.base_url, keys.described(provider), key, provider.context or 0)
+    return cast(Model, module.open_model(endpoint, context.blob, proxies.proxy_for(provider.base_url, context.env)))
 
 
 def _builtin_name(rest: str, role: str) -> str:

@@ -28,7 +28,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +35,7 @@ from loom.models import decode
 from loom.models.base import ModelContext
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatReply, ChatRequest, Chunk, StopReason, TextDelta, ToolCall, Usage
+from loom.wire.record import field, record
 
 ERRORS: dict[str, type[errors.LoomError]] = {
     "unavailable": errors.Unavailable,
@@ -51,7 +51,7 @@ _MAX_FILE_BYTES = 64 << 20
 _MAX_SECONDS = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """One entry of a script. `step` counts from 1, in file order; `error` is '' for an answer."""
 

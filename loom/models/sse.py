@@ -1,20 +1,20 @@
 """Server-sent events: bytes as they arrive, in any pieces, to events. Pure.
 
 Follows the WHATWG parsing rules: lines end with LF, CR or CRLF; a blank line ends an event; lines that start with a
-colon are comments; several data lines are joined with LF; an event without data is none. Bytes are split into
+colon are comments; several data lines are joined with LF; an event without data is none. One liberty: an `error:`
+field that holds an object, which llama.cpp's server sent for years, is data of that meaning. Bytes are split into
 lines before they are decoded, so a UTF-8 sequence may be cut anywhere; what is not UTF-8 becomes U+FFFD.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from loom.wire.errors import BrokenStream
+from loom.wire.record import record
 
 MAX_EVENT_BYTES = 8 << 20  # one event may carry a whole answer, when a server does not really stream
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SseEvent:
     """One event. `event` is its type, '' when the server gave none. `id` and `retry` serve reconnecting: ignored."""
 
@@ -78,6 +78,9 @@ class SseParser:
             self._data.append(value)
         elif name == "event":
             self._event = value
+        elif name == "error" and value.startswith("{"):
+            self._size += len(value)
+            self._data.append(f'{{"error":{value}}}')
         return None
 
     def _dispatch(self) -> SseEvent | None:

@@ -1,9 +1,10 @@
-"""One HTTP request to a model server, streamed, and nothing else: the only place in loom/models with a socket.
+"""HTTP requests to a model server, one after the other, their answers streamed. Nothing else in loom/models uses
+sockets but loom.models.connecting, which opens them for this module.
 
 It is synchronous and uses http.client: httpx costs about 100 ms of import, more than everything else a filter
-loads. It leaves out what a model call does not need: no redirects (they would carry the key elsewhere), no
-proxies (HTTPS_PROXY and NO_PROXY are not read: give the proxy's own address as base_url), no compression (never
-asked for), no reuse of connections. Certificates are checked against the system's, or SSL_CERT_FILE.
+loads. A connection is kept for the next request to the same server, for half a minute, and never shared over a fork.
+Redirects are followed only where the key may go, to the same server. Compression is not asked for and undone where
+it comes all the same. Certificates are checked against the system's, or SSL_CERT_FILE.
 
 Waiting is bounded by silence, not by length: a long answer may take as long as it keeps coming.
 """
@@ -11,23 +12,32 @@ Waiting is bounded by silence, not by length: a long answer may take as long as 
 from __future__ import annotations
 
 import http.client
+import os
+import select
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NoReturn
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, urljoin
 
 from loom.models.address import split_url
 from loom.models.classify import Phase, unreachable
+from loom.models.connecting import authorization, connect, refused_by_proxy
+from loom.models.proxies import Proxy
 from loom.wire import errors
+from loom.wire.record import field, record
 
 MAX_BODY_BYTES = 64 << 20
+MAX_REDIRECTS = 3
+KEPT_S = 30.0  # longer than a step of a turn; shorter than most servers and routers keep a silent connection
+_REST_S = 0.05  # waited for the formal end of an answer that is complete, so that its connection can be kept
+_REST_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 16
+_MAX_EARLY = 16  # answers of the kind 1xx before the real one
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Timeouts:
     """How much silence is too much. The head of the answer and its first byte each have `first_byte_s`."""
 
@@ -39,12 +49,12 @@ class Timeouts:
 DEFAULT = Timeouts()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Response:
     """An answer whose body is still coming.
 
     headers  by lower-case name; the last one wins
-    chunks   the body in pieces as they arrive; raises BrokenStream when it stops before its end
+    chunks   the body in pieces as they arrive, not compressed; raises BrokenStream when it stops before its end
     """
 
     status: int
@@ -59,123 +69,322 @@ class Response:
                 got += piece
                 if len(got) >= limit_bytes:
                     break
-        except errors.Unavailable:
+        except errors.LoomError:
             pass
         return bytes(got[:limit_bytes])
 
 
-@contextmanager
-def post_stream(
-    url: str,
-    headers: Mapping[str, str],
-    body: bytes,
-    timeouts: Timeouts = DEFAULT,
-    *,
-    hint: str = "",
-    max_body_bytes: int = MAX_BODY_BYTES,
-) -> Iterator[Response]:
-    """POST `body` to `url`. The connection lives as long as the `with` block, however that ends.
+class Client:
+    """The way to one model server. For one thread; two answers at a time use two connections."""
 
-    hint  what to check when the server cannot be reached; '' gives general advice
-    Raises Unavailable until the head of an answer is there, BrokenStream after that, Config for an unusable url.
-    Any status is a Response: what it means is for loom.models.classify.
-    """
-    parts = split_url(url)
-    where = parts.netloc
-    sock = _connect(parts, timeouts, hint)
-    try:
-        connection = http.client.HTTPConnection(where, timeout=timeouts.connect_s)
-        connection.sock = sock
-        _send(connection, parts, headers, body, timeouts)
+    def __init__(self, timeouts: Timeouts = DEFAULT, proxy: Proxy | None = None) -> None:
+        self._timeouts = timeouts
+        self._proxy = proxy
+        self._tls: ssl.SSLContext | None = None
+        self._kept: _Link | None = None
+
+    @contextmanager
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        *,
+        hint: str = "",
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> Iterator[Response]:
+        """Ask. The answer lives as long as the `with` block; one that is left by an exception loses its connection.
+
+        hint  what to check when the server cannot be reached; '' gives general advice
+        Raises Unavailable until the head of an answer is there, BrokenStream after that, Config for an unusable url.
+        Any status is a Response: what it means is for loom.models.classify.
+        """
+        for hop in range(MAX_REDIRECTS + 1):
+            with self._exchange(method, url, headers, body, hint, max_body_bytes) as response:
+                target = _same_server(url, response) if hop < MAX_REDIRECTS else ""
+                if not target:
+                    yield response
+                    return
+            url = target
+
+    @contextmanager
+    def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, hint: str, limit: int
+    ) -> Iterator[Response]:
+        parts = split_url(url)
+        link, answer = self._ask(method, parts, headers, body, hint)
         try:
-            answer = connection.getresponse()
-        except TimeoutError:
-            raise unreachable("first_byte", where, f"nothing came within {timeouts.first_byte_s:g} s") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            _failed("head", where, error)
-        with answer:
+            if answer.status == 407 and self._proxy is not None:
+                raise refused_by_proxy(self._proxy)
             found = {name.lower(): value for name, value in answer.getheaders()}
-            yield Response(answer.status, found, _chunks(answer, sock, where, timeouts, max_body_bytes))
-    finally:
-        sock.close()
+            incoming = _Body(answer, link.sock, parts.netloc, self._timeouts, limit)
+            encoding = found.get("content-encoding", "")
+            yield Response(answer.status, found, _plain(incoming.pieces(), encoding, parts.netloc, limit))
+            if incoming.skip_rest():
+                link.rest()
+                self._keep(link, parts)
+        finally:
+            if self._kept is not link:
+                link.close()
 
-
-def _connect(parts: SplitResult, timeouts: Timeouts, hint: str) -> socket.socket:
-    where, secure = parts.netloc, parts.scheme == "https"
-    address = (parts.hostname or "", parts.port or (443 if secure else 80))
-    try:
-        sock = socket.create_connection(address, timeouts.connect_s)
-    except (socket.gaierror, UnicodeError) as error:
-        raise unreachable("resolve", where, getattr(error, "strerror", None) or str(error), hint) from None
-    except TimeoutError:
-        raise unreachable("connect", where, f"no answer within {timeouts.connect_s:g} s", hint) from None
-    except OSError as error:
-        errors.raise_lack(error, f"cannot connect to {where}")
-        raise unreachable("connect", where, error.strerror or str(error), hint) from None
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return _secured(sock, parts) if secure else sock
-
-
-def _secured(sock: socket.socket, parts: SplitResult) -> socket.socket:
-    try:
-        return ssl.create_default_context().wrap_socket(sock, server_hostname=parts.hostname)
-    except (OSError, ValueError) as error:
-        sock.close()
-        errors.raise_lack(error, f"cannot connect to {parts.netloc}")
-        reason = getattr(error, "verify_message", "") or getattr(error, "reason", "") or str(error)
-        raise unreachable("tls", parts.netloc, str(reason)) from None
-
-
-def _send(
-    connection: http.client.HTTPConnection,
-    parts: SplitResult,
-    headers: Mapping[str, str],
-    body: bytes,
-    timeouts: Timeouts,
-) -> None:
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    sock = connection.sock
-    assert sock is not None
-    sock.settimeout(timeouts.idle_s)
-    try:
-        # The Host header is given, because http.client would add port 443 to it.
-        connection.request("POST", target, body, {"Host": parts.netloc, **headers, "Connection": "close"})
-    except TimeoutError:
-        raise unreachable("send", parts.netloc, f"it read nothing for {timeouts.idle_s:g} s") from None
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # it may have refused a large request before reading all of it: its answer says why
-    except (OSError, http.client.HTTPException) as error:
-        _failed("send", parts.netloc, error)
-    sock.settimeout(timeouts.first_byte_s)
-
-
-def _chunks(
-    answer: http.client.HTTPResponse, sock: socket.socket, where: str, timeouts: Timeouts, limit: int
-) -> Iterator[bytes]:
-    # Counted here, because read1 of some 3.11 releases does not count and then waits for bytes that never come.
-    left = answer.length
-    total = 0
-    while left != 0:
+    def _ask(
+        self, method: str, parts: SplitResult, headers: Mapping[str, str], body: bytes, hint: str
+    ) -> tuple[_Link, http.client.HTTPResponse]:
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if self._proxy is not None and parts.scheme == "http":
+            target = f"http://{parts.netloc}{target}"
+            headers = {**headers, **authorization(self._proxy)}
+        kept = self._take(parts)
+        if kept is not None:
+            try:
+                return kept, kept.ask(method, target, headers, body, self._timeouts)
+            except _Unanswered:
+                pass  # the server had given the connection up, most likely before it saw this: once more, on a new one
+        link = self._open(parts, hint)
         try:
-            piece = answer.read1(_PIECE_BYTES if left is None else min(left, _PIECE_BYTES))
+            return link, link.ask(method, target, headers, body, self._timeouts)
+        except _Unanswered as silence:
+            raise _failure("head", parts.netloc, silence) from None
+
+    def _open(self, parts: SplitResult, hint: str) -> _Link:
+        secure = parts.scheme == "https"
+        if secure and self._tls is None:  # once: reading the system's certificates takes 20 ms
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        try:
+            tls = self._tls if secure else None
+            return _Link(connect(parts, self._proxy, self._timeouts.connect_s, hint, tls), parts)
+        except errors.LoomError:
+            self._tls = None  # its certificates are read anew: they may have changed, or been out of reach for a moment
+            raise
+
+    def _keep(self, link: _Link, parts: SplitResult) -> None:
+        if link.is_fit_for(parts):  # it may have been ended by the server right after its answer
+            if self._kept is not None:
+                self._kept.close()
+            self._kept = link
+
+    def _take(self, parts: SplitResult) -> _Link | None:
+        """The kept connection, when it leads to this server and is fit to be used."""
+        link, self._kept = self._kept, None
+        if link is None or link.is_fit_for(parts):
+            return link
+        link.close()
+        return None
+
+
+class _Unanswered(ConnectionError):
+    """The connection ended before the first byte of an answer."""
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that tells silence from a broken head, and skips what comes before the real one (102, 103 …)."""
+
+    def begin(self) -> None:
+        try:
+            begun = self.fp.peek(1)
+        except OSError as error:
+            if isinstance(error, TimeoutError) and error.errno is None:
+                raise
+            raise _Unanswered(error.strerror or str(error)) from None
+        if not begun:
+            raise _Unanswered("it closed the connection without an answer")
+        super().begin()
+        for _ in range(_MAX_EARLY):
+            if not 100 <= self.status < 200 or self.status == http.client.SWITCHING_PROTOCOLS:
+                return
+            self.headers = self.msg = None  # type: ignore[assignment]
+            super().begin()
+
+
+class _Link:
+    """One connection and what is under way on it. `ask` closes it when it fails."""
+
+    def __init__(self, sock: socket.socket, parts: SplitResult) -> None:
+        self.sock = sock
+        self._where = parts.netloc
+        self._to = (parts.scheme, parts.netloc)
+        self._pid = os.getpid()
+        self._resting_since = 0.0
+        self._answer: http.client.HTTPResponse | None = None
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
+        self._connection.response_class = _Answer
+        self._connection.sock = sock
+
+    def ask(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts
+    ) -> http.client.HTTPResponse:
+        """Send a request and wait for the head of its answer. Raises _Unanswered when nothing of one came."""
+        try:
+            self._send(method, target, headers, body, timeouts)
+            self._answer = self._connection.getresponse()
+            return self._answer
         except TimeoutError:
-            phase: Phase = "idle" if total else "first_byte"
-            limit_s = timeouts.idle_s if total else timeouts.first_byte_s
-            raise unreachable(phase, where, f"nothing came within {limit_s:g} s") from None
+            self.close()
+            raise unreachable("first_byte", self._where, f"nothing came within {timeouts.first_byte_s:g} s") from None
+        except _Unanswered:
+            self.close()
+            raise
         except (OSError, http.client.HTTPException, ValueError) as error:
-            _failed("body", where, error)
-        if not piece:
-            break
-        total += len(piece)
-        if total > limit:
-            raise errors.BrokenStream(f"{where} sent over {limit} bytes; this is no chat answer, check base_url")
-        sock.settimeout(timeouts.idle_s)
-        left = None if left is None else left - len(piece)
-        yield piece
-    if left:
-        raise unreachable("body", where, f"{left} bytes are missing")
+            self.close()
+            raise _failure("head", self._where, error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts) -> None:
+        self.sock.settimeout(timeouts.idle_s)
+        try:
+            # The Host header is given, because http.client would add port 443 to it.
+            self._connection.request(method, target, body or None, {"Host": self._where, **headers})
+        except TimeoutError:
+            raise unreachable("send", self._where, f"it read nothing for {timeouts.idle_s:g} s") from None
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it may have refused a large request before reading all of it: its answer says why
+        except (OSError, http.client.HTTPException) as error:
+            if self._resting_since:  # it was kept, and is no connection any more
+                raise _Unanswered(str(error)) from None
+            raise _failure("send", self._where, error) from None
+        except ValueError:  # its text shows the header, which may be the key
+            raise errors.Config(f"the request for {self._where} has a header that cannot be sent") from None
+        self.sock.settimeout(timeouts.first_byte_s)
+
+    def rest(self) -> None:
+        """Nothing is under way until the next `ask`."""
+        if self._answer is not None:
+            self._answer.close()
+        self._resting_since = time.monotonic()
+
+    def is_fit_for(self, parts: SplitResult) -> bool:
+        """Whether this server can be asked on it: not when it was opened before a fork, rested long, or has ended.
+
+        A byte that came while nothing was asked is no answer to anything: such a connection is done with too.
+        """
+        if self._pid != os.getpid() or self._to != (parts.scheme, parts.netloc):
+            return False
+        if time.monotonic() - self._resting_since > KEPT_S:
+            return False
+        poller = select.poll()
+        poller.register(self.sock, select.POLLIN)
+        return not poller.poll(0) and not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending())
+
+    def close(self) -> None:
+        if self._answer is not None:
+            self._answer.close()
+        self.sock.close()
 
 
-def _failed(phase: Phase, where: str, error: Exception) -> NoReturn:
+class _Body:
+    """The body of one answer as it arrives. `ended` as soon as all of it was read."""
+
+    def __init__(
+        self, answer: http.client.HTTPResponse, sock: socket.socket, where: str, timeouts: Timeouts, limit: int
+    ) -> None:
+        self._answer, self._sock, self._where = answer, sock, where
+        self._timeouts, self._limit = timeouts, limit
+        # Counted here, because read1 of some 3.11 releases does not count and then waits for bytes that never come.
+        self._left = answer.length
+        self.ended = self._left == 0
+        self._broken = False  # http.client takes what comes after an error for the end
+
+    def pieces(self) -> Iterator[bytes]:
+        """The rest of it, not decoded. Raises BrokenStream, or Unavailable when there is not even a first byte."""
+        total = 0
+        while not self.ended:
+            try:
+                piece = self._read()
+            except TimeoutError as error:
+                phase: Phase = "idle" if total else "first_byte"
+                limit_s = self._timeouts.idle_s if total else self._timeouts.first_byte_s
+                silent = f"nothing came within {limit_s:g} s"
+                self._broken = True
+                raise unreachable(phase, self._where, (error.errno and error.strerror) or silent) from None
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                self._broken = True
+                raise _failure("body", self._where, error) from None
+            total += len(piece)
+            if total > self._limit:
+                raise _too_long(self._where, self._limit)
+            if not piece:
+                break
+            self._sock.settimeout(self._timeouts.idle_s)
+            yield piece
+        if self._left:
+            raise unreachable("body", self._where, f"{self._left} bytes are missing")
+
+    def skip_rest(self) -> bool:
+        """Whether the answer is over, or can be brought to its end without waiting for it."""
+        if self._broken or self._answer.will_close:
+            return False
+        total = 0
+        try:
+            self._sock.settimeout(_REST_S)
+            while not self.ended and total < _REST_BYTES:
+                piece = self._read()
+                total += len(piece)
+                if not piece:
+                    break
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        return self.ended
+
+    def _read(self) -> bytes:
+        piece = self._answer.read1(_PIECE_BYTES if self._left is None else min(self._left, _PIECE_BYTES))
+        if self._left is None:
+            self.ended = not piece
+        else:
+            self._left -= len(piece)
+            self.ended = not self._left
+        return piece
+
+
+def _plain(pieces: Iterator[bytes], encoding: str, where: str, limit: int) -> Iterator[bytes]:
+    """The pieces with their Content-Encoding undone."""
+    if not encoding:
+        yield from pieces
+        return
+    from loom.models import encoding as encodings  # here, because it is not asked for
+
+    if encodings.is_plain(encoding):
+        yield from pieces
+        return
+    if not encodings.is_known(encoding):
+        raise errors.Config(
+            f"{where} encoded its answer as {encoding[:40]!r}, which was not asked for", hint="check base_url"
+        )
+    total = 0
+    try:
+        for piece in encodings.decoded(pieces):
+            total += len(piece)
+            if total > limit:
+                raise _too_long(where, limit)
+            yield piece
+    except encodings.Undecodable as error:
+        raise _failure("body", where, error) from None
+
+
+def _same_server(url: str, response: Response) -> str:
+    """Where a redirect leads, when it asks for the same request at the same server; '' for anything else."""
+    location = response.headers.get("location", "")
+    if response.status not in (307, 308) or not location:
+        return ""
+    try:
+        target = urljoin(url, location).partition("#")[0]
+        old, new = split_url(url), split_url(target)
+    except (ValueError, errors.Config):
+        return ""
+    return target if (old.scheme, _place(old)) == (new.scheme, _place(new)) else ""
+
+
+def _place(parts: SplitResult) -> tuple[str, int]:
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _too_long(where: str, limit: int) -> errors.BrokenStream:
+    return errors.BrokenStream(f"{where} sent over {limit} bytes; this is no chat answer, check base_url")
+
+
+def _failure(phase: Phase, where: str, error: BaseException) -> errors.Unavailable:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    raise unreachable(phase, where, str(reason)) from None
+    return unreachable(phase, where, str(reason))

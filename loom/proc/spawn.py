@@ -22,11 +22,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from loom.proc import pidfd, tree
 from loom.wire import exits
+from loom.wire.record import record
 
 READY_FD = 3
 ALONE_FD = 4
@@ -38,7 +38,7 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Entry = Callable[[Path], int]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Program:
     """What to run in `directory`: `entry` called in a fork, or else `argv` exec'ed. `env` is all it gets."""
 
@@ -50,7 +50,7 @@ class Program:
     nofile: tuple[int, int] | None = None
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Spawned:
     """A started child. `ready` is the reading end of its readiness pipe; both descriptors are the caller's."""
 

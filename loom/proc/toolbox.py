@@ -11,12 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from loom.proc import toolchild
 from loom.wire import errors
 from loom.wire.chat import ToolSpec, tool_from_json
+from loom.wire.record import record
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 PYTHON = re.compile(rb"#!.*\bpython[0-9.]*(\s|$)")
@@ -26,7 +26,7 @@ DESCRIPTION_BYTES = 256 * 1024
 _described: dict[tuple[str, int, int], ToolSpec] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tool:
     """An executable that answers one call, and what it says of itself."""
 

@@ -11,11 +11,11 @@ import json
 import math
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from loom.proc import toolchild
 from loom.proc.toolbox import Tool, argv
+from loom.wire.record import record
 
 MAX_OUTPUT_BYTES = 1024 * 1024
 ERROR_CHARS = 2000
@@ -23,7 +23,7 @@ MAX_LEVELS = 64  # as deep as a message may be (docs/protocol.md, messages)
 LEAST_INT, MOST_INT = -(2**63), 2**64 - 1  # what every JSON reader of ours can hold
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToolResult:
     """What came of a call. `result` is JSON data when status is ok; `error` is one line when it is not."""
 

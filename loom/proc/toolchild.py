@@ -19,10 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from loom.wire import errors
+from loom.wire.record import record
 
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "HOME")
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -38,7 +38,7 @@ MAX_STARTS = 3  # of a call that may be repeated, while somebody else kills it
 OUR_LACK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ended:
     """How a tool's process ended.
 

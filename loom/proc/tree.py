@@ -16,10 +16,10 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from loom.proc import pidfd
+from loom.wire.record import record
 
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
@@ -27,7 +27,7 @@ _ROUNDS = 50
 _WAIT_S = 2.0  # for killed processes to be gone; what hangs in the kernel longer is tried again by the caller
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Proc:
     """One line of the process table; `start` tells it from a later process with the same pid."""
 

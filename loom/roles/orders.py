@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from loom.roles import extract
+from loom.core import extract
 from loom.wire import order as wire
 from loom.wire.chat import ChatMessage, ChatRequest, ToolSpec
 from loom.wire.order import Order

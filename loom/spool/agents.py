@@ -150,9 +150,9 @@ def routed_mark(home: Home) -> frozenset[tuple[str, int]]:
         shards = agent.sent(f"{0:013d}-{'0' * 26}").parent.parent
         try:
             with os.scandir(shards) as days:
-                marks |= {(f"{agent.name}/{day.name}", day.stat().st_mtime_ns) for day in days}
-        except FileNotFoundError:
-            continue
+                marks |= {(f"{agent.name}/{day.name}", day.stat(follow_symlinks=False).st_mtime_ns) for day in days}
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # what one agent made of its outbox keeps nobody's mail
     return frozenset(marks)
 
 

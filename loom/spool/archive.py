@@ -11,6 +11,8 @@ what it had archived; the two are alike.
 from __future__ import annotations
 
 import gzip
+import os
+import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from loom.spool import fs
+from loom.wire import ids
 from loom.wire.jsontext import dumps, loads_object
 
 
@@ -36,8 +39,48 @@ class Member:
         self._file.write(self._packing.flush())
 
 
+class Damaged(Exception):
+    """An archive that no reader of gzip gets to the end of."""
+
+
+class _Reading:
+    """Follows a gzip file of any number of members, piece by piece, in bounded memory. Raises Damaged."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(31)
+        self._begun = False
+
+    def feed(self, piece: bytes) -> None:
+        try:
+            while piece:
+                self._begun = True
+                self._member.decompress(piece, 1 << 20)
+                piece = self._member.unconsumed_tail
+                if self._member.eof:
+                    piece = self._member.unused_data
+                    self._member, self._begun = zlib.decompressobj(31), False
+        except zlib.error as error:
+            raise Damaged(str(error)) from None
+
+    def end(self) -> None:
+        if self._begun:
+            raise Damaged("it ends in the middle")
+
+
+def check(path: Path) -> None:
+    """Read an archive to its end. Raises Damaged, FileNotFoundError, fs.NotRegular."""
+    reading = _Reading()
+    for piece in fs.pieces(path):
+        reading.feed(piece)
+    reading.end()
+
+
 class Addition:
-    """Files that are being added to one day. Nothing happens before keep(); a context manager."""
+    """Files that are being added to one day. Nothing happens before keep(); a context manager.
+
+    A day's file that cannot be read to its end would hide what stands behind the damage: it is set aside, as
+    NAME.damaged.ULID, and a new one begun.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,14 +88,27 @@ class Addition:
         self._new = fs.NewFile(path)
         self._old_bytes = 0
         try:
-            for piece in fs.pieces(path):
-                self._old_bytes += self._new.write(piece)
-        except FileNotFoundError:
-            pass
+            self._copy_old()
+        except (Damaged, fs.NotRegular):
+            self._new.__exit__(None, None, None)
+            unique = ids.encode_ulid(time.time_ns() // 1_000_000, os.urandom(10))
+            fs.move(path, path.with_name(f"{path.name}.damaged.{unique}"))
+            self._new = fs.NewFile(path)
+            self._old_bytes = 0
         except BaseException:
             self._new.__exit__(None, None, None)
             raise
         self._member = Member(self._new)
+
+    def _copy_old(self) -> None:
+        reading = _Reading()
+        try:
+            for piece in fs.pieces(self.path):
+                reading.feed(piece)
+                self._old_bytes += self._new.write(piece)
+        except FileNotFoundError:
+            return
+        reading.end()
 
     def add(self, agent: str, state: str, below: str, path: Path) -> None:
         """One file. Raises FileNotFoundError when it is gone; then nothing was added."""

@@ -7,13 +7,13 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
 from loom.core.retention import Policy, is_old
 from loom.spool import fs
 from loom.spool.layout import Home
+from loom.wire.record import field, record
 
 # (path, what it is, why it stays; empty: it goes)
 Tell = Callable[[Path, str, str], None]
@@ -23,7 +23,7 @@ def tell_nobody(path: Path, what: str, why: str) -> None:
     """For a run whose report is enough."""
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Report:
     """What went (or, in a dry run, would go), by kind; what is old and stays, by reason; bytes that were freed."""
 
@@ -32,7 +32,7 @@ class Report:
     freed_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Broom:
     """One run of gc. `now_s` is when it began: nothing in it looks at the clock again."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from loom.spool import fs
 from loom.spool.layout import Home
 from loom.wire import settings as wire
 from loom.wire.errors import Config
+from loom.wire.record import field, record
 
 MAX_BYTES = 1 << 20
 ENV_MODEL = "LOOM_MODEL"
 ENV_PROVIDER = "LOOM_DEFAULT_PROVIDER"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Loaded:
     """Settings by dotted key; `origin` says for each whether it is the default or from which file or variable."""
 

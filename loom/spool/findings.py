@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from loom.core.fsck import Status
 from loom.spool.layout import Home
+from loom.wire.record import record
 
 _NOT_OURS = (errno.EPERM, errno.EACCES, errno.EROFS, errno.EBUSY)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finding:
     """What is wrong with a path. `todo`: what --repair does or did, or what a person can do."""
 
@@ -26,7 +26,7 @@ class Finding:
 Findings = Iterator[Finding]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Check:
     """One run of fsck. Without `repair` it changes nothing."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from loom.core.retention import Policy
 from loom.core.routing import decode as decode_routes
-from loom.spool import config, fs, litter, locks, references
+from loom.spool import archive, config, fs, litter, locks, references
 from loom.spool import home as homes
 from loom.spool.broom import Broom
 from loom.spool.findings import Check, Finding, Findings, person
@@ -72,6 +72,7 @@ def _everything(run: Check) -> Findings:
             yield person(home.filters / name, "is no filter", "move it away")
     yield from check_goals(run)
     yield from _blobs(run)
+    yield from _archives(run)
 
 
 def _boot(run: Check) -> Findings:
@@ -106,6 +107,20 @@ def _top(run: Check) -> Findings:
         pass
     except (Malformed, fs.NotRegular, fs.TooLarge, Config) as error:
         yield person(home.routes, f"cannot be read: {error}", "the router waits until it is mended")
+
+
+def _archives(run: Check) -> Findings:
+    for name in fs.names(run.home.archive):
+        if name.endswith(".gz"):
+            try:
+                archive.check(run.home.archive / name)
+            except archive.Damaged as error:
+                todo = "what is behind the damage is lost to readers; gc sets the file aside before it adds to that day"
+                yield person(run.home.archive / name, f"cannot be read to its end: {error}", todo)
+            except fs.NotRegular as error:
+                yield person(run.home.archive / name, f"is {error}", "move it away; gc sets it aside")
+            except FileNotFoundError:
+                pass
 
 
 # -- modes and litter --------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from loom.spool.fs import TMP
 from loom.spool.fsck_records import check_conversations, check_turns
 from loom.spool.layout import ERROR_SUFFIX, AgentDir
 from loom.wire import ids, message
-from loom.wire.errors import LoomError
+from loom.wire.errors import BadInput, LoomError
 from loom.wire.jsontext import Malformed, loads_object
 from loom.wire.message import MAX_ATTEMPTS, Message, Unreadable
 from loom.wire.times import day_of, rfc3339
@@ -223,6 +223,11 @@ def _content(check: Check, path: Path, stem: str, todo: str) -> Findings:
     digest = (found.data or {}).get(bodies.FIELD)
     if isinstance(digest, str) and not blobs.is_there(check.home.blobs, digest):
         yield person(path, f"the blob of its body is missing: {digest[:64]}", "it will fail; have it sent again")
+    if not found.kind:  # a typed request has a payload of its own
+        try:
+            bodies.images(check.home.blobs, found)
+        except BadInput as error:
+            yield person(path, str(error), "it will fail; have it sent again")
 
 
 def _claimed(check: Check, agent: AgentDir, path: Path, stem: str | None) -> Findings:

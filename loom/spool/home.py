@@ -11,12 +11,12 @@ import fcntl
 import os
 import stat
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from loom.spool import fs, locks
 from loom.spool.layout import HOME_ENTRIES, PROTOCOL_VERSION, Home
 from loom.wire.errors import Config, Disk
+from loom.wire.record import record
 
 # f_type of statfs(2) for file systems whose locks, links or syncs do not hold what the protocol needs.
 _REFUSED = {0x6969: "NFS", 0x65735546: "FUSE", 0x01021997: "9p (drvfs)", 0xFF534D42: "CIFS", 0xFE534D42: "SMB2"}
@@ -26,7 +26,7 @@ _FEW_INODES = 8  # what was tried may have given some back
 ALLOW_ENV = "LOOM_ALLOW_FILESYSTEM"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ground:
     """What lies under a home: the file system's name and whether it survives a power cut."""
 

@@ -6,11 +6,11 @@ Nothing here touches the disk, except `programs_dir`, which looks whether this i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from loom.spool.fs import TMP
 from loom.wire import ids
+from loom.wire.record import record
 from loom.wire.times import day_of
 
 PROTOCOL_VERSION = 1
@@ -51,7 +51,7 @@ def programs_dir(kind: str) -> Path:
     return shipped if shipped.is_dir() else package.parent / kind
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Box:
     """A mailbox directory pair: what an agent and a pipe instance have in common."""
 
@@ -120,7 +120,7 @@ class Box:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AgentDir(Box):
     """`agents/<name>/`."""
 
@@ -191,7 +191,7 @@ class AgentDir(Box):
         return self.path / "conversations" / f"{thread}.ndjson"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GoalDir:
     """`goals/<id>/` (docs/goals.md)."""
 
@@ -233,7 +233,7 @@ class GoalDir:
         return self.attempt(subtask, attempt) / "tree"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Home:
     """`$LOOM_HOME`."""
 

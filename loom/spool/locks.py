@@ -10,14 +10,14 @@ import errno
 import fcntl
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from loom.spool import fs
+from loom.wire.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Incarnation:
     """One process, not only its number: `start` is its start time in clock ticks since boot."""
 
@@ -133,7 +133,7 @@ def acquire(path: Path, *, wait: bool = False) -> Lock | None:
 def holder(path: Path) -> Incarnation | None:
     """Who holds this lock now: None when nobody does or the holder is not (any longer) the process it names."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:
@@ -152,7 +152,7 @@ def holder(path: Path) -> Incarnation | None:
 def is_held(path: Path) -> bool:
     """Whether any process holds this lock."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     try:

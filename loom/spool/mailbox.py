@@ -18,7 +18,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from loom.spool.layout import ERROR_SUFFIX, Box
 from loom.wire import ids, message
 from loom.wire.jsontext import Malformed, dumps, loads_object
 from loom.wire.message import Message, Unreadable
+from loom.wire.record import record
 
 MAX_NAME_BYTES = 255
 
@@ -42,7 +42,7 @@ class Conflict(Exception):
     """The name is taken by other bytes: the sender reused an idempotency key for another message."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Claimed:
     """A message in `.in-progress/`: readable, and ours until it is acknowledged or failed."""
 

@@ -34,7 +34,7 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
     """The objects of a file that other processes may be appending to: unfinished and damaged lines are left out."""
     try:
         lines, _ = whole_lines(fs.read(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, fs.NotRegular):
         return []
     found = []
     for line in lines:

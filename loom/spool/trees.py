@@ -12,13 +12,14 @@ import os
 import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from loom.spool import blobs, fs
 from loom.wire.errors import BadInput, NotFound
+from loom.wire.record import record
 
 SKIPPED = (".git",)
 TMP_PREFIX = ".loom-tmp-"  # what a killed write left behind, of ours and of write-file
@@ -31,7 +32,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """One file of a tree. `mode` is its permission bits, or LINK; a link's digest is that of its text."""
 
@@ -43,7 +44,7 @@ class Entry:
 Manifest = dict[str, Entry]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Change:
     """One path that differs; None means: not there. Digests name blobs."""
 
@@ -359,7 +360,7 @@ def store(blob_dir: Path, before: Path, after: Path, changes: Sequence[Change]) 
                 raise BadInput(f"{change.path} changed while it was inspected", kind="tree_changed")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Applied:
     """What applying came to: either everything was written or nothing was, because of the conflicts."""
 

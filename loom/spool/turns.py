@@ -3,8 +3,8 @@
 `turns/<name>.<attempt>.ndjson`. Lines, in order of time:
 
     {"t":"open","boot":B,"epoch":E}             at each incarnation
-    {"t":"request","step":k,"head":{…},"messages":[…]}   the head (model, tools, options) and messages of step 0;
-                                                from step 1 on only the messages added since the step before
+    {"t":"request","step":k,"head":{…},"messages":[…]}   the head (model, tools, options, schema) and messages of
+                                                step 0; from step 1 on only those added since the step before
     {"t":"reply","step":k,"reply":{…}}          the model's whole answer with usage
     {"t":"intent","step":k,"call":{…}}          before a tool runs
     {"t":"result","step":k,"id":ID,"result":{…}}
@@ -19,6 +19,7 @@ not survive a power cut by itself: either the answer is published, or nothing ha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,4 +146,4 @@ class Turn:
             return request_from_json({**record["head"], "messages": added})
         before = self.steps[-1].request
         more = request_from_json({"model": before.model, "messages": added}).messages
-        return ChatRequest(before.model, before.messages + more, before.tools, before.max_tokens, before.options)
+        return replace(before, messages=before.messages + more)

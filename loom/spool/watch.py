@@ -12,8 +12,9 @@ import os
 import struct
 import sys
 from collections.abc import Hashable
-from dataclasses import dataclass
 from pathlib import Path
+
+from loom.wire.record import record
 
 MODIFIED = 0x2
 CLOSED = 0x8  # closed after writing
@@ -32,7 +33,7 @@ REPLACED = MOVED_TO | CLOSED  # a file has new content: rename over it, or writt
 _EVENT = struct.Struct("iIII")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     """`name` in the directory added under `key`; key None and mask OVERFLOW: events were lost, look everywhere."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loom.wire import ids
 from loom.wire.errors import Config, LoomError
 from loom.wire.jsontext import Malformed, dumps, loads_object
+from loom.wire.record import field, record
 
 VERSION = 1
 Policy = Literal["always", "on-failure", "never"]
@@ -17,7 +17,7 @@ WANTS: tuple[Want, ...] = ("up", "down", "demand", "dead")
 POLICIES: tuple[Policy, ...] = ("always", "on-failure", "never")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Restart:
     """When and how fast a runner is started again (docs/protocol.md section 7).
 
@@ -31,12 +31,14 @@ class Restart:
     window_s: float = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AgentSpec:
     """One agent. `runner` names an executable in runners/ or is an absolute path to one.
 
-    tools     names of granted tools      options   sampling settings for the model
+    tools     names of granted tools
+    options   sampling settings for the model; `context_tokens` among them says how many tokens it can hold
     env       added to the runner's environment; never a secret
+    schema    the JSON Schema that every answer must fit; None: any text will do
     idle_s    leave after so many idle seconds (pool agents); None: stay
     unsafe_no_sandbox   run-shell may run although there is no sandbox; recorded in the log
     """
@@ -50,10 +52,13 @@ class AgentSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     idle_s: float | None = None
     unsafe_no_sandbox: bool = False
+    schema: Mapping[str, Any] | None = None
     rest: Mapping[str, Any] = field(default_factory=dict)
 
 
-_FIELDS = {"v", "name", "model", "runner", "tools", "restart", "options", "env", "idle_s", "unsafe_no_sandbox"}
+_FIELDS = {
+    *("v", "name", "model", "runner", "tools", "restart", "options", "env", "idle_s", "unsafe_no_sandbox", "schema"),
+}
 
 
 def encode(spec: AgentSpec) -> bytes:
@@ -76,6 +81,7 @@ def encode(spec: AgentSpec) -> bytes:
         "env": dict(spec.env),
         "idle_s": spec.idle_s,
         "unsafe_no_sandbox": spec.unsafe_no_sandbox,
+        **({} if spec.schema is None else {"schema": dict(spec.schema)}),
         **spec.rest,
     }
     lines = [b"  " + dumps(k) + b": " + dumps(v) for k, v in fields.items()]
@@ -115,6 +121,9 @@ def _decode(raw: Mapping[str, Any]) -> AgentSpec:
         raise ValueError("field 'env' holds a name or value that no environment can hold")
     if not isinstance(options, dict):
         raise ValueError("field 'options' is not an object")
+    schema = raw.get("schema")
+    if schema is not None and not isinstance(schema, dict):
+        raise ValueError("field 'schema' is not an object")
     idle = raw.get("idle_s")
     if idle is not None:
         idle = _number(raw, "idle_s", 0)
@@ -128,6 +137,7 @@ def _decode(raw: Mapping[str, Any]) -> AgentSpec:
         env=env,
         idle_s=idle,
         unsafe_no_sandbox=raw.get("unsafe_no_sandbox") is True,
+        schema=schema,
         rest={k: v for k, v in raw.items() if k not in _FIELDS},
     )
 

@@ -7,14 +7,19 @@ it, turn record and replay included, knows only these records.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from loom.wire.record import field, record
 
 Role = Literal["system", "user", "assistant", "tool"]
 StopReason = Literal["end", "tool_calls", "length", "refusal"]
 
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+MAX_IMAGES = 20  # of one message
+MAX_IMAGE_BYTES = 5 << 20
 
-@dataclass(frozen=True, slots=True)
+
+@record
 class ToolSpec:
     """A tool as a model sees it, taken from `tool describe` (docs/protocol.md, programs).
 
@@ -29,7 +34,7 @@ class ToolSpec:
     writes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToolCall:
     """One call a model asks for. `input` is None when its arguments were not a JSON object; `raw` keeps them."""
 
@@ -39,29 +44,49 @@ class ToolCall:
     raw: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
+class Image:
+    """A picture that goes with a message: its bytes lie in blobs/ under this digest (docs/protocol.md section 2)."""
+
+    media_type: str
+    blob: str
+
+
+@record
 class ChatMessage:
-    """One entry of the conversation. A `tool` message answers the call named by `call_id`."""
+    """One entry of the conversation. A `tool` message answers the call named by `call_id`.
+
+    images    pictures of a `user` message
+    thoughts  of an `assistant` message: ChatReply.thoughts, given back to the provider that sent them
+    """
 
     role: Role
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
     call_id: str = ""
     is_error: bool = False
+    images: tuple[Image, ...] = ()
+    thoughts: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChatRequest:
-    """All a model is given for one step. `options`: sampling settings, handed on as they are (seed …)."""
+    """All a model is given for one step.
+
+    options  sampling settings, handed on as they are (seed …)
+    schema   the JSON Schema that the last answer of the turn must fit; the prompt says so too, and the answer is
+             checked by whoever asks: a dialect that can have the server keep to it, does
+    """
 
     model: str
     messages: tuple[ChatMessage, ...]
     tools: tuple[ToolSpec, ...] = ()
     max_tokens: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    schema: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """Tokens of one call as the provider counted them; zeros where it does not say."""
 
@@ -77,25 +102,44 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TextDelta:
     """A piece of the answer's text, in order."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChatReply:
-    """A model's whole answer to one request: the last item of every stream, and only of a complete one."""
+    """A model's whole answer to one request: the last item of every stream, and only of a complete one.
+
+    reasoning  what the model thought on the way, where the provider tells; no part of the answer
+    thoughts   the same as the provider wants it back with the next request of the turn, signatures included:
+               {"dialect": D, …}; a dialect gives back only its own
+    """
 
     text: str
     calls: tuple[ToolCall, ...] = ()
     stop: StopReason = "end"
     usage: Usage = Usage()
     model: str = ""
+    reasoning: str = ""
+    thoughts: tuple[Mapping[str, Any], ...] = ()
 
 
-Chunk = TextDelta | ChatReply
+@record
+class Notice:
+    """What a person should know of how the answer came about; no part of it. `text` is one line.
+
+    switched  another model of a chain is asked from here on
+    cut       the server has probably left out a part of the request
+    """
+
+    kind: Literal["switched", "cut"]
+    text: str
+
+
+Chunk = TextDelta | Notice | ChatReply
 
 
 def request_to_json(request: ChatRequest) -> dict[str, Any]:
@@ -106,6 +150,7 @@ def request_to_json(request: ChatRequest) -> dict[str, Any]:
         "tools": [tool_to_json(t) for t in request.tools],
         "max_tokens": request.max_tokens,
         "options": dict(request.options),
+        **({} if request.schema is None else {"schema": dict(request.schema)}),
     }
 
 
@@ -117,6 +162,7 @@ def request_from_json(data: Mapping[str, Any]) -> ChatRequest:
         tools=tuple(tool_from_json(t) for t in data.get("tools", ())),
         max_tokens=data.get("max_tokens"),
         options=data.get("options", {}),
+        schema=data.get("schema"),
     )
 
 
@@ -153,6 +199,10 @@ def message_to_json(message: ChatMessage) -> dict[str, Any]:
         out["call_id"] = message.call_id
     if message.is_error:
         out["is_error"] = True
+    if message.images:
+        out["images"] = [{"media_type": i.media_type, "blob": i.blob} for i in message.images]
+    if message.thoughts:
+        out["thoughts"] = [dict(t) for t in message.thoughts]
     return out
 
 
@@ -164,6 +214,8 @@ def message_from_json(data: Mapping[str, Any]) -> ChatMessage:
         calls=calls_from_json(data.get("calls", ())),
         call_id=data.get("call_id", ""),
         is_error=data.get("is_error", False),
+        images=tuple(Image(i["media_type"], i["blob"]) for i in data.get("images", ())),
+        thoughts=tuple(data.get("thoughts", ())),
     )
 
 
@@ -189,6 +241,8 @@ def reply_to_json(reply: ChatReply) -> dict[str, Any]:
         "stop": reply.stop,
         "usage": usage_to_json(reply.usage),
         "model": reply.model,
+        **({"reasoning": reply.reasoning} if reply.reasoning else {}),
+        **({"thoughts": [dict(t) for t in reply.thoughts]} if reply.thoughts else {}),
     }
 
 
@@ -201,6 +255,8 @@ def reply_from_json(data: Mapping[str, Any]) -> ChatReply:
         stop=data.get("stop", "end"),
         usage=Usage(**usage),
         model=data.get("model", ""),
+        reasoning=data.get("reasoning", ""),
+        thoughts=tuple(data.get("thoughts", ())),
     )
 
 

@@ -7,11 +7,11 @@ line before. Anyone can check a chain with sha256sum and a text editor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 from loom.wire.jsontext import Malformed, dumps, loads_object
+from loom.wire.record import record
 
 VERSION = 1
 MAX_LINE_BYTES = 64 << 10
@@ -24,7 +24,7 @@ class Foreign(Malformed):
     """The line is whole and its hash fits, but it is no event that this version knows: never a torn end."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     """One thing that happened to a goal.
 

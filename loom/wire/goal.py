@@ -6,17 +6,18 @@ The front matter between the `---` lines is one JSON object, which is YAML as we
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from loom.wire.errors import Config
 from loom.wire.jsontext import Malformed, dumps, loads_object
+from loom.wire.record import field, record
 
 VERSION = 1
 _FENCE = "---\n"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """Caps of one goal; the settings `goal.*` give the defaults."""
 
@@ -27,7 +28,7 @@ class Limits:
     order_timeout_s: float = 1800.0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GoalSpec:
     """A goal as it was asked.
 
@@ -66,9 +67,9 @@ def from_json(raw: Mapping[str, Any]) -> GoalSpec:
     if not all(isinstance(models.get(role), str) for role in _ROLES) or not all(map(_is_str, models.values())):
         raise ValueError(f"'models' does not name a model for each of {', '.join(_ROLES)}")
     spec = GoalSpec(**{**fields, "limits": limits, "models": models})
-    for record in (spec, limits):
-        for name, what in _TYPES[type(record)].items():
-            value = getattr(record, name)
+    for part in (spec, limits):
+        for name, what in _TYPES[type(part)].items():
+            value = getattr(part, name)
             if not isinstance(value, what) or (isinstance(value, bool) and what is not bool):
                 raise ValueError(f"field {name!r} is of the wrong type")
     return spec

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from loom.wire import ids
 from loom.wire.jsontext import MAX_DEPTH, Malformed, dumps, loads_object, too_deep
+from loom.wire.record import field, record
 
 VERSION = 1
 MAX_BYTES = 1 << 20
@@ -22,7 +23,7 @@ class Unreadable(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Message:
     """One message, as it lies in a `.msg` file; never edited after delivery (ADR-0002).
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from loom.wire.errors import BadInput
+from loom.wire.record import field, record
 
 ROLE_OF_KIND = {
     "plan": "planner",
@@ -21,7 +21,7 @@ ROLE_OF_KIND = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Order:
     """One order. Model, tools and places travel with it, because pool agents belong to no goal.
 

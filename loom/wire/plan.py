@@ -7,13 +7,13 @@ Whether a well-formed plan is acceptable (cycles, ghosts, limits) is decided in 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from loom.wire import ids
+from loom.wire.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Subtask:
     """One piece of work. Paths are relative to the workspace; a deliverable ending in '/' is a directory.
 
@@ -33,7 +33,7 @@ class Subtask:
     synthesis: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """Subtasks in the planner's order. `degraded`: the planner gave nothing usable and one subtask stands for all."""
 

@@ -4,7 +4,7 @@ A filter defines some forty of them before it can ask its question. `dataclasses
 each, a third of a millisecond apiece; here equality, hash and repr are three functions that all records share, and the
 one that differs, `__init__`, is compiled when the first instance is made (ADR-0018).
 
-`dataclasses.replace`, `asdict` and `fields` work on records. `field(default_factory=…)` of dataclasses is `fresh(…)`.
+`dataclasses.replace`, `asdict` and `fields` work on records.
 """
 
 from __future__ import annotations
@@ -17,44 +17,30 @@ _MISSING: Any = object()
 _set = object.__setattr__
 
 
-class _Fresh:
-    """A default that is made anew for each instance."""
+class _Field:
+    """What `field` says of a field: its default, or what makes one, and whether repr shows it."""
 
-    __slots__ = ("make", "shown")
+    __slots__ = ("default", "make", "shown")
 
-    def __init__(self, make: Callable[[], Any], shown: bool) -> None:
-        self.make, self.shown = make, shown
-
-
-class _Hidden:
-    """A default of a field that no repr shows."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, default: Any, make: Callable[[], Any] | None, shown: bool) -> None:
+        self.default, self.make, self.shown = default, make, shown
 
 
-def fresh(default_factory: Callable[[], T], *, repr: bool = True) -> T:
-    """A default made anew for each instance: `fresh(dict)`."""
-    return _Fresh(default_factory, repr)  # type: ignore[return-value]
-
-
-def hidden(default: Any = _MISSING) -> Any:
-    """A field that repr leaves out: a key, or what came with one."""
-    return _Hidden(default)
+def field(*, default: Any = _MISSING, default_factory: Callable[[], Any] | None = None, repr: bool = True) -> Any:
+    """A field with more to say than a default: one made anew for each instance, one that repr leaves out."""
+    return _Field(default, default_factory, repr)
 
 
 @overload
 def record(cls: type[T]) -> type[T]: ...
 @overload
-def record(*, mutable: bool = False) -> Callable[[type[T]], type[T]]: ...
+def record(*, frozen: bool = True) -> Callable[[type[T]], type[T]]: ...
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(fresh, hidden))
-def record(cls: type[Any] | None = None, *, mutable: bool = False) -> Any:
-    """Make a class with annotated fields a record; `mutable`: its fields may be assigned, and it has no hash."""
-    return (lambda given: _made(given, mutable)) if cls is None else _made(cls, mutable)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def record(cls: type[Any] | None = None, *, frozen: bool = True) -> Any:
+    """Make a class with annotated fields a record; not `frozen`: its fields may be assigned, and it has no hash."""
+    return (lambda given: _made(given, frozen)) if cls is None else _made(cls, frozen)
 
 
 class _Fields:
@@ -66,14 +52,12 @@ class _Fields:
         import dataclasses
 
         found = {}
-        for name, default in owner.__record__.items():
-            if isinstance(default, _Fresh):
-                one = dataclasses.field(default_factory=default.make, repr=default.shown)
-            elif isinstance(default, _Hidden):
-                value = dataclasses.MISSING if default.value is _MISSING else default.value
-                one = dataclasses.field(default=value, repr=False)
+        for name, said in owner.__record__.items():
+            if said.make is not None:
+                one = dataclasses.field(default_factory=said.make, repr=said.shown)
             else:
-                one = dataclasses.field(default=dataclasses.MISSING if default is _MISSING else default)
+                default = dataclasses.MISSING if said.default is _MISSING else said.default
+                one = dataclasses.field(default=default, repr=said.shown)
             one.name = name
             one.type = ""
             one._field_type = dataclasses._FIELD  # type: ignore[attr-defined]
@@ -82,22 +66,22 @@ class _Fields:
         return found
 
 
-def _made(cls: type[Any], mutable: bool) -> type[Any]:
-    fields: dict[str, Any] = {}
+def _made(cls: type[Any], frozen: bool) -> type[Any]:
+    fields: dict[str, _Field] = {}
     for base in reversed(cls.__mro__[1:]):
         fields |= base.__dict__.get("__record__", {})
     inherited = set(fields)
     space = dict(cls.__dict__)
     own = list(space.get("__annotations__", ()))
     for name in own:
-        fields[name] = space.pop(name, _MISSING)
+        said = space.pop(name, _MISSING)
+        fields[name] = said if isinstance(said, _Field) else _Field(said, None, True)
     seen_default = ""
-    for name, default in fields.items():
-        if default is _MISSING or (isinstance(default, _Hidden) and default.value is _MISSING):
-            if seen_default:
-                raise TypeError(f"{cls.__name__}: {name!r} without a default follows {seen_default!r} with one")
-        else:
+    for name, said in fields.items():
+        if said.default is not _MISSING or said.make is not None:
             seen_default = name
+        elif seen_default:
+            raise TypeError(f"{cls.__name__}: {name!r} without a default follows {seen_default!r} with one")
     space.pop("__dict__", None)
     space.pop("__weakref__", None)
     space["__slots__"] = tuple(name for name in own if name not in inherited)
@@ -106,8 +90,8 @@ def _made(cls: type[Any], mutable: bool) -> type[Any]:
     space["__dataclass_fields__"] = _Fields()
     space.setdefault("__repr__", _repr)
     space.setdefault("__eq__", _eq)
-    space["__hash__"] = None if mutable else space.get("__hash__") or _hash
-    if not mutable:
+    space["__hash__"] = (space.get("__hash__") or _hash) if frozen else None
+    if frozen:
         space["__setattr__"] = space["__delattr__"] = _refuse
         space["__getstate__"], space["__setstate__"] = _getstate, _setstate
     made: Any = type(cls)(cls.__name__, cls.__bases__, space)  # type: ignore[misc]
@@ -129,16 +113,15 @@ def _first_init(made: Any) -> Callable[..., None]:
 def _compiled_init(made: Any) -> Callable[..., None]:
     known: dict[str, Any] = {"_set": _set, "_MISSING": _MISSING}
     params, lines = ["self"], []
-    for name, default in made.__record__.items():
+    for name, said in made.__record__.items():
         value = name
-        if isinstance(default, _Fresh):
-            known[f"_make_{name}"] = default.make
+        if said.make is not None:
+            known[f"_make_{name}"] = said.make
             params.append(f"{name}=_MISSING")
             value = f"_make_{name}() if {name} is _MISSING else {name}"
         else:
-            given = default.value if isinstance(default, _Hidden) else default
-            known[f"_default_{name}"] = given
-            params.append(name if given is _MISSING else f"{name}=_default_{name}")
+            known[f"_default_{name}"] = said.default
+            params.append(name if said.default is _MISSING else f"{name}=_default_{name}")
         lines.append(f"    _set(self, {name!r}, {value})\n")
     if hasattr(made, "__post_init__"):
         lines.append("    self.__post_init__()\n")
@@ -147,11 +130,7 @@ def _compiled_init(made: Any) -> Callable[..., None]:
 
 
 def _repr(self: Any) -> str:
-    shown = ", ".join(
-        f"{name}={getattr(self, name)!r}"
-        for name, default in self.__record__.items()
-        if not (isinstance(default, _Hidden) or (isinstance(default, _Fresh) and not default.shown))
-    )
+    shown = ", ".join(f"{name}={getattr(self, name)!r}" for name, said in self.__record__.items() if said.shown)
     return f"{type(self).__qualname__}({shown})"
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 from loom.wire.errors import Config
-from loom.wire.provider import Provider
+from loom.wire.provider import Price, Provider
+from loom.wire.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Setting:
     """One row. `type` is str, int, float, bool or `str list`; `choices` limits a str."""
 
@@ -36,11 +36,20 @@ TABLE: tuple[Setting, ...] = (
     Setting("models.verifier", "str", "", "model of the verifier role; empty: `model`"),
     Setting("models.tiers.*", "str", "", "model of executors for subtasks of tier 1, 2 or 3; empty: models.executor"),
     Setting("default_provider", "str", "", "provider of bare model names; empty: LOOM_DEFAULT_PROVIDER, then ollama"),
-    Setting("providers.*.dialect", "str", "", "how the server is spoken to; empty: openai", ("", "openai")),
+    Setting(
+        *("providers.*.dialect", "str", "", "how the server is spoken to; empty: openai"),
+        choices=("", "openai", "anthropic", "ollama"),
+    ),
     Setting("providers.*.base_url", "str", "", "up to and including the version, e.g. http://10.0.0.5:8000/v1"),
-    Setting("providers.*.key", "str", "", "name of the stored secret or variable; empty: the provider's alias"),
+    Setting(
+        "providers.*.key", "str", "", "name of the stored secret or variable; empty: no key, or the built-in one's"
+    ),
     Setting("providers.*.key_file", "str", "", "a file that holds the key and nothing else"),
     Setting("providers.*.key_command", "str list", (), "argument list of a program that prints the key"),
+    Setting("providers.*.context", "int", 0, "tokens a request and its answer may have; Ollama is asked for as many"),
+    Setting("providers.*.price.input", "float", 0.0, "USD for a million tokens of input; no prices: cost is unknown"),
+    Setting("providers.*.price.output", "float", 0.0, "USD for a million tokens of output"),
+    Setting("providers.*.price.cached", "float", 0.0, "USD for a million tokens of cached input; not set: as input"),
     Setting("pools.planner", "int", 1, "how many planner processes at most", least=1),
     Setting("pools.executor", "int", 4, "how many executor processes at most", least=1),
     Setting("pools.verifier", "int", 2, "how many verifier processes at most", least=1),
@@ -138,7 +147,7 @@ def providers(settings: Settings) -> dict[str, Provider]:
     found: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         if key.startswith("providers."):
-            _, alias, field = key.split(".")
+            _, alias, field = key.split(".", 2)
             found.setdefault(alias, {})[field] = value
     return {
         alias: Provider(
@@ -148,6 +157,15 @@ def providers(settings: Settings) -> dict[str, Provider]:
             key=fields.get("key", ""),
             key_file=fields.get("key_file", ""),
             key_command=tuple(fields.get("key_command", ())),
+            context=fields.get("context") or None,
+            price=_price(fields),
         )
         for alias, fields in found.items()
     }
+
+
+def _price(fields: Mapping[str, Any]) -> Price | None:
+    """The price, when any part of it was set. Zero is a price: that of a server of one's own."""
+    if not any(field.startswith("price.") for field in fields):
+        return None
+    return Price(fields.get("price.input", 0.0), fields.get("price.output", 0.0), fields.get("price.cached"))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from loom.wire.chat import ChatReply, ChatRequest, ToolCall
+from loom.wire.record import field, record
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Step:
     """`intents` and `results` by call id; a call in `intents` that has no result was interrupted by a crash."""
 

@@ -46,6 +46,30 @@ def test_a_detached_agent_answers(loom: Loom) -> None:
     assert re.search(r"^x +idle +\d+ +builtin/echo +0 +\d{4}-", said.out, re.MULTILINE)
 
 
+def test_asking_for_what_runs_hides_no_crash(loom: Loom) -> None:
+    start(loom)
+    ask(loom, "hello")
+    start(loom)
+    agent = open_home(loom.home).agent("x")
+    running = locks.holder(agent.lock)
+    assert running is not None
+    os.kill(running.pid, signal.SIGKILL)
+    (record,) = wait_until(lambda: list(agent.crashes.glob("*.json")))
+    assert json.loads(record.read_text())["signal"] == "SIGKILL"
+
+
+def test_who_waits_for_a_stopped_agent_is_told_how_to_ask_again(loom: Loom) -> None:
+    start(loom)
+    ask(loom, "hello")
+    assert loom("agent", "stop", "x").status == 0
+    said = loom("send", "x", "later", "--wait")
+    assert (said.status, said.out) == (75, "")
+    again = re.search(r"accepted; ask again with: loom send x TEXT --name (\S+) --wait", said.err)
+    assert again is not None, said.err
+    start(loom)
+    assert ask(loom, "later", "--name", again[1]) == "later\n"
+
+
 def test_the_same_settings_again_are_fine_and_others_are_named(loom: Loom) -> None:
     start(loom, "--system", "be kind", "--env", "A=1")
     again = loom("agent", "start", "x", "--model", "builtin/echo", "--detach", "--json")

@@ -426,3 +426,42 @@ def test_sixty_four_side_by_side_under_one_name_lose_neither_an_answer_nor_a_log
         seen.setdefault(record["filter"], []).append(record["event"])
     assert len(seen) == 64
     assert all(events == ["filter_start", "model_reply", "filter_end"] for events in seen.values())
+
+
+# -- answers that are spoiled, conversations that are too long ---------------------------------------------------------
+
+
+def test_a_call_written_as_text_is_not_run_and_the_model_is_told(loom: Loom) -> None:
+    written = {"text": 'I write.\n```json\n{"name": "write-file", "arguments": {"path": "a", "content": "b"}}\n```'}
+    call = {"calls": [{"name": "write-file", "input": {"path": "c", "content": "d"}}]}
+    model = loom.script(written, call, {"text": "written"})
+    said = loom("agent", "start", "x", "--model", model, "--tools", "write-file", stdin="go")
+    assert (said.status, said.out) == (0, "written\n")
+    assert "a call of write-file written as text; asking again" in said.err
+    assert (loom.place / "c").exists() and not (loom.place / "a").exists()
+
+
+def test_the_same_call_again_and_again_is_told_and_ends_with_1(loom: Loom) -> None:
+    (loom.place / "a").write_text("same")
+    call = {"calls": [{"name": "read-file", "input": {"path": "a"}}]}
+    said = loom("agent", "start", "x", "--model", loom.script(*[call] * 9), "--tools", "read-file", stdin="go")
+    assert (said.status, said.out) == (1, "")
+    assert "asking again" in said.err.splitlines()[0] and "again and again" in said.err.splitlines()[-1]
+    assert sum(record["event"] == "tool_result" for record in loom.log("x")) == 4
+
+
+def test_an_answer_without_end_is_1(loom: Loom) -> None:
+    model = loom.script({"text": "I am stuck.\n" * 70, "stop": "length"})
+    said = loom("agent", "start", "x", "--model", model, "--json", stdin="go")
+    assert (said.status, said.objects[-1]["error"]["type"]) == (1, "repetition")
+
+
+def test_a_history_that_does_not_fit_is_cut_and_told(loom: Loom) -> None:
+    loom.home.mkdir()
+    (loom.home / "config.yml").write_text(
+        "providers: {lab: {dialect: openai, base_url: http://127.0.0.1:9/v1, context: 100}}\n"
+    )
+    loom("agent", "start", "x", "--model", "builtin/echo", "--thread", "t", stdin="y" * 400)
+    said = loom("agent", "start", "x", "--model", "lab/m", "--thread", "t", "--timeout", "0.3", stdin="go")
+    assert (said.status, said.out) == (69, "")
+    assert said.err.splitlines()[0] == ("loom: history: the oldest 2 of 2 messages were left out (window 100 tokens)")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from cli_user import Loom
 
-from loom.spool import agents, locks
+from loom.spool import agents, locks, mailbox
 from loom.spool import home as homes
 from loom.spool.layout import AgentDir
 from loom.wire.agent import AgentSpec
@@ -84,3 +85,21 @@ def test_a_repair_while_gc_is_at_work_is_75(loom: Loom, agent: AgentDir):
     assert lock is not None
     with lock:
         assert loom("fsck", "--repair").status == 75
+
+
+@pytest.mark.parametrize("where", ["lock", "turns/1700000000000-01HF7YAT00ABCDEFGHJKMNPQRS.0.ndjson"])
+def test_a_fifo_where_a_file_belongs_neither_holds_it_up_nor_ends_it(loom: Loom, where: str):
+    assert loom("agent", "ps").status == 0  # makes what a home has
+    agent = AgentDir(loom.home / "agents" / "worker")
+    mailbox.create(agent)
+    os.mkfifo(agent.path / where, 0o600)
+    for words in ((), ("--repair",)):
+        said = loom("fsck", *words)
+        assert said.status == 1 and "fifo" in said.out, said
+
+
+def test_the_name_of_a_home_may_be_a_link(loom: Loom, tmp_path: Path):
+    assert loom("agent", "ps").status == 0
+    link = tmp_path / "link"
+    link.symlink_to(loom.home)
+    assert loom("--home", str(link), "fsck").status == 0

@@ -46,6 +46,30 @@ def test_it_archives_and_says_so_in_one_line(loom: Loom, finished: AgentDir):
     assert (again.status, again.out, again.err) == (0, "", "")
 
 
+@pytest.mark.parametrize("damage", ["junk", "cut", "fifo"])
+def test_an_archive_that_cannot_be_read_is_told_and_set_aside(loom: Loom, finished: AgentDir, damage: str):
+    """What is put behind damage no reader would get to."""
+    path = home(loom).archive / f"{day_of(ids.time_of(STEM))}.ndjson.gz"
+    path.parent.mkdir(mode=0o700)
+    if damage == "fifo":
+        os.mkfifo(path, 0o600)
+    else:
+        path.write_bytes(b"junk" if damage == "junk" else gzip.compress(b"x\n" * 10_000)[:-9])
+        path.chmod(0o600)
+    assert loom("agent", "ps").status == 0  # makes what a home has
+    found = loom("fsck")
+    assert found.status == 1 and path.name in found.out, found
+    assert loom("gc").status == 0
+    assert STEM in gzip.decompress(path.read_bytes()).decode()
+    assert len(list(path.parent.glob(f"{path.name}.damaged.*"))) == 1
+
+
+def test_a_slip_in_the_homes_name_makes_no_home(loom: Loom):
+    said = loom("--home", str(loom.place / "hoem"), "gc")
+    assert said.status == 66 and "there is no loom home in" in said.err
+    assert not (loom.place / "hoem").exists()
+
+
 def test_a_dry_run_says_what_would_go_and_why_something_stays(loom: Loom, finished: AgentDir):
     (finished.outbox / f"{STEM}.msg").write_bytes(b"{}")
     said = loom("gc", "--dry-run")

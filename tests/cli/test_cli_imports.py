@@ -11,6 +11,7 @@ from cli_user import Loom
 LOADED = "import sys; from loom.cli.main import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
 HEAVY = (
     *("httpx", "yaml", "psutil", "watchfiles", "asyncio", "orjson", "ssl", "http.client", "socket", "email"),
+    *("loom.core.schema", "loom.core.answer", "loom.core.extract", "loom.cli.attaching", "loom.cli.schema_option"),
     *("subprocess", "ctypes", "loom.cli.ensure", "loom.proc.toolcall", "loom.daemons.service", "loom.models.openai"),
 )
 

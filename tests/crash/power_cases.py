@@ -22,7 +22,7 @@ from typing import Any
 
 import crash_cases as kernel
 import crash_processes as processes
-import test_crash_retention as retention
+import crash_retention as retention
 import yaml  # noqa: F401
 from crash_cases import answered_once, letter, lines_whole, retry_failed, stem, tidy
 from crash_far_side import far_side, swapped
@@ -31,6 +31,7 @@ from crash_processes import AGENT, ENV
 from harness import Case, note, noted
 from power import Workflow
 
+from loom.core import schema  # noqa: F401
 from loom.core.goal import reduce as reducing
 from loom.daemons import runner as runners
 from loom.daemons.goalkeeping import Goal
@@ -39,7 +40,7 @@ from loom.daemons.router import Router
 from loom.daemons.runner import ChatWorker, RoleWorker
 from loom.daemons.service import Agent, Done, MailboxLoop
 from loom.models.builtin import echo  # noqa: F401
-from loom.proc import schema, toolbox, toolcall  # noqa: F401
+from loom.proc import toolbox, toolcall
 from loom.proc.stopping import Stopping
 from loom.spool import agents, blobs, bodies, crashes, fs, goals, journal, locks, mailbox, ndjson, secrets, trees
 from loom.spool.home import open_home

@@ -76,6 +76,11 @@ class Bench:
         """What the tools of a turn gave back, in order."""
         return [line["result"] for line in self.turn(stem) if line["t"] == "result"]
 
+    def log(self) -> list[dict[str, Any]]:
+        """The records of the agent's log."""
+        files = sorted(self.agent.logs.glob("*.ndjson"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
     def left(self) -> list[str]:
         """What waits or is claimed."""
         return [*mailbox.in_progress(self.agent), *sorted(p.name for p in self.agent.inbox.glob("*.msg"))]

@@ -13,8 +13,10 @@ import pytest
 from runner_bench import Bench, call, script
 from support import ROOT, wait_until
 
-from loom.spool import agents, locks, mailbox
+from loom.daemons import surroundings
+from loom.spool import agents, bodies, locks, mailbox
 from loom.wire import exits
+from loom.wire.errors import BadInput
 
 OK = "print(json.dumps({'status': 'ok', 'result': given}))"
 
@@ -297,3 +299,75 @@ def test_every_runner_says_how_it_is_called(name: str, words: tuple[str, ...], s
     )
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.count("\n") == 1
+
+
+# -- pictures, schemas, long conversations ------------------------------------------------------------------------
+
+LOOKED = "import json, sys; r = json.load(sys.stdin); print(json.dumps([r['messages'], r['options']]))"
+DIGEST = "0" * 64
+
+
+def test_a_message_whose_pictures_are_lost_or_wrong_fails_and_no_other(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    odd = [
+        *({"images": x} for x in ("a", [1], [{"media_type": "image/png"}], [{"media_type": "a/b", "blob": DIGEST}])),
+        {"images": [{"media_type": "image/png", "blob": "../../etc"}]},
+        {"images": [{"media_type": "image/png", "blob": DIGEST}]},
+        {"images": [{"media_type": "image/png", "blob": DIGEST}] * 21},
+    ]
+    stems = [bench.send("look", data=data) for data in odd]
+    fine = bench.send("hello", data={"images": [], "else": 1})
+    assert bench.drain() == (0, "")
+    assert [bench.error(stem)["error_type"] for stem in stems] == ["bad_input"] * len(odd)
+    assert "lost" in bench.reply(stems[-2]).body
+    assert bench.reply(fine).body == "hello"
+
+
+def test_a_picture_that_was_spoiled_is_the_message_s_fault(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    images = bodies.attach(bench.home.blobs, [("image/png", b"a picture")])
+    assert images is not None
+    digest = images["images"][0]["blob"]
+    context = surroundings.model_context(bench.home, {}, "/", {})
+    assert context.blob(digest) == b"a picture"
+    assert Path(context.blob_path(digest)).read_bytes() == b"a picture"
+    Path(context.blob_path(digest)).write_bytes(b"another one")
+    with pytest.raises(BadInput, match="lost"):
+        context.blob(digest)
+    Path(context.blob_path(digest)).unlink()
+    with pytest.raises(BadInput, match="lost"):
+        context.blob(digest)
+
+
+def test_a_conversation_too_long_for_the_model_is_cut_and_the_log_says_so(tmp_path: Path) -> None:
+    program = Bench(tmp_path / "other").program("looked.py", LOOKED)
+    bench = Bench(tmp_path, f"exec/{program}", options={"context_tokens": 100, "seed": 7})
+    small = bench.send("one")
+    assert bench.drain() == (0, "")
+    assert json.loads(bench.reply(small).body)[1] == {"seed": 7}  # the rest is no setting of the model
+    long = bench.send("x" * 280)
+    assert bench.drain() == (0, "")
+    messages, _ = json.loads(bench.reply(long).body)
+    assert [m["text"] for m in messages] == ["x" * 280]
+    (cut,) = [r for r in bench.log() if r["event"] == "history_cut"]
+    assert cut["what"] == "history: the oldest 2 of 2 messages were left out (window 100 tokens)"
+
+
+@pytest.mark.parametrize("tokens", [0, -1, "many", True, 1.5])
+def test_a_window_that_is_no_number_of_tokens_is_a_fault_of_the_agent(tmp_path: Path, tokens: object) -> None:
+    status, err = Bench(tmp_path, options={"context_tokens": tokens}).drain()
+    assert (status, "context_tokens" in err) == (exits.CONFIG, True)
+
+
+def test_an_agent_with_a_schema_answers_with_json_or_fails_the_message(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, schema={"type": "array", "items": {"type": "integer"}})
+    good, bad = bench.send("these: [1, 2]"), bench.send("one", thread="t")
+    assert bench.drain() == (0, "")
+    assert bench.reply(good).body == "[1,2]"
+    error = bench.error(bad)
+    assert (error["error_type"], "3 tries" in error["last_error"]) == ("schema", True)
+
+
+def test_a_schema_that_cannot_be_used_is_a_fault_of_the_agent(tmp_path: Path) -> None:
+    status, err = Bench(tmp_path, schema={"$ref": "http://example.org"}).drain()
+    assert (status, "$.$ref" in err) == (exits.CONFIG, True)

@@ -6,6 +6,7 @@ nothing is lost or done twice, nobody dies of it or spins; and when the cause is
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +187,7 @@ def live_through(place: Path, trouble: Trouble) -> dict[str, Any]:
         left = exits_of(world.log)
         assert left and set(left) == {"75"}, left
         assert wait_until(lambda: world.loom("agent", "show", "worker").out.find("reason") < 0)
-        wait_until(lambda: _descriptors(supervisor.pid) == descriptors)
+        no_more_than(descriptors, supervisor.pid)
         check_no_traceback(world)
         return {
             "messages": len(stems),
@@ -200,19 +202,35 @@ def live_through(place: Path, trouble: Trouble) -> dict[str, Any]:
 
 
 def check_told(world: HostileWorld, worker: AgentDir, words: str) -> str:
-    """ps and show name the reason, also where no file could be written to say it."""
-    wait_until(lambda: words in world.loom("agent", "show", worker.name).out)
+    """ps and show name the reason, also where no file could be written to say it; only not while it is just tried."""
+
+    def shown(*command: str) -> str:
+        ended = world.loom(*command)
+        assert ended.status == 0 and "crashed" not in ended.out, ended
+        return ended.out if words in ended.out else ""
+
     for command in (("agent", "ps"), ("agent", "ps", "-a"), ("agent", "show", worker.name)):
-        shown = world.loom(*command)
-        assert shown.status == 0 and words in shown.out, shown
-        assert "crashed" not in shown.out
-    state = json.loads(world.loom("agent", "show", worker.name, "--json").out)
+        wait_until(lambda command=command: shown(*command))
+    state = json.loads(wait_until(lambda: shown("agent", "show", worker.name, "--json")))
     assert words in state["reason"] and not state["alive"] and state["want"] == "up"
     return str(state["reason"].split(" (")[0].split(";")[0])
 
 
-def _descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+def no_more_than(before: list[str], pid: int) -> None:
+    """Waits until a process holds no more descriptors of any kind than it did before; the message says which."""
+    try:
+        wait_until(lambda: not Counter(_descriptors(pid)) - Counter(before), LONG_S)
+    except AssertionError:
+        raise AssertionError(f"before {before}, now {_descriptors(pid)}") from None
+
+
+def _descriptors(pid: int) -> list[str]:
+    """The kinds of what a process has open: numbers differ from one runner to the next."""
+    found = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{number}").split(":[")[0])
+    return sorted(found)
 
 
 # -- a message that needs more than there is -----------------------------------------------------------------------

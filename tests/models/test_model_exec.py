@@ -19,7 +19,7 @@ from loom.models.exec import ExecModel
 from loom.models.exec_output import Output
 from loom.models.registry import check_model, open_model
 from loom.wire import errors
-from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, TextDelta, ToolCall, Usage
+from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, Image, TextDelta, ToolCall, Usage
 
 
 @pytest.fixture
@@ -297,3 +297,19 @@ def test_a_program_dies_with_a_caller_that_was_killed(tmp_path: Path):
     ended, _, _ = select.select([child], [], [], 30)
     os.close(child)
     assert ended, "the program outlives the caller"
+
+
+def test_a_program_gets_the_schema_and_where_the_pictures_lie(tmp_path):
+    path = tmp_path / "model"
+    path.write_text(
+        f"#!{sys.executable}\nimport json, sys\nr = json.load(sys.stdin)\n"
+        "print(json.dumps([r['messages'], r['schema']]))"
+    )
+    path.chmod(0o755)
+    context = ModelContext(env=dict(os.environ), cwd=str(tmp_path), blob_path=lambda digest: f"{tmp_path}/{digest}")
+    image = Image("image/png", "ab")
+    asked = ChatRequest("m", (ChatMessage("user", "look", images=(image,)),), schema={"type": "array"})
+    text, _ = collect(open_model("exec/./model", context), asked)
+    (message,), schema = json.loads(text)
+    assert message["images"] == [{"media_type": "image/png", "blob": "ab", "path": f"{tmp_path}/ab"}]
+    assert schema == {"type": "array"}

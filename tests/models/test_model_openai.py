@@ -266,7 +266,7 @@ def test_a_large_request_that_is_refused_before_it_was_read_still_says_why():
             conn, _ = listener.accept()
             with conn:
                 conn.recv(1000)
-                conn.sendall(response(413, b'{"error": "too big"}'))
+                conn.sendall(response(413, b'{"error": "too big"}', Connection="close"))
                 conn.shutdown(socket.SHUT_WR)
                 while conn.recv(1 << 16):
                     pass

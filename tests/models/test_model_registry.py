@@ -79,10 +79,14 @@ def test_an_unknown_default_provider_is_a_matter_of_configuration():
         check_model("m", context({"LOOM_DEFAULT_PROVIDER": "olama"}))
 
 
-@pytest.mark.parametrize("tried", [open_model, check_model])
-def test_anthropic_is_known_and_refused_for_now(tried):
-    with pytest.raises(errors.Config, match="no anthropic dialect yet"):
-        tried("anthropic/claude", context({"ANTHROPIC_API_KEY": "sk-x"}))
+def test_anthropic_speaks_its_own_dialect_where_the_environment_says():
+    env = {"ANTHROPIC_API_KEY": "sk-x", "ANTHROPIC_BASE_URL": "http://127.0.0.1:9/"}
+    check_model("anthropic/claude", context(env))
+    model = open_model("anthropic/claude", context(env))
+    assert (type(model).__name__, model.name) == ("AnthropicModel", "anthropic/claude")
+    assert find_provider("anthropic", context(env)).base_url == "http://127.0.0.1:9/"
+    with pytest.raises(errors.Config, match="ANTHROPIC_API_KEY"):
+        check_model("anthropic/claude", context())
 
 
 def test_an_unknown_dialect_is_refused():

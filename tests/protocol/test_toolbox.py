@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from toolkit import ALL_TOOLS, TOOLS
 
+from loom.core.schema import check_input
 from loom.proc import toolbox
-from loom.proc.schema import check_input
 from loom.proc.toolbox import find_tools
 from loom.wire import errors
 

@@ -19,8 +19,8 @@ from uuid import uuid4
 import pytest
 from toolkit import ALL_TOOLS, TOOLS, alive
 
+from loom.core.schema import check_input
 from loom.proc import toolchild
-from loom.proc.schema import check_input
 from loom.proc.toolbox import Tool, find_tools
 from loom.proc.toolcall import ToolResult, call_tool
 from loom.wire import errors

@@ -14,10 +14,16 @@ from loom.roles import chat
 from loom.spool import fs, ndjson, threads, turns
 from loom.spool.ndjson import Appender, Damaged
 from loom.spool.turns import Turn
-from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, ToolCall, ToolSpec, Usage
+from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, Image, ToolCall, ToolSpec, Usage
 
 SPEC = ToolSpec("t", "a tool", {"type": "object"}, idempotent=True)
-FIRST = ChatRequest("m/x", (ChatMessage("system", "s"), ChatMessage("user", "ü")), (SPEC,), 100, {"seed": 1})
+IMAGE = Image("image/png", "0" * 64)
+SCHEMA = {"type": "object", "properties": {"n": {"minimum": 1}}}
+FIRST = ChatRequest(
+    "m/x",
+    (ChatMessage("system", "s"), ChatMessage("user", "ü", images=(IMAGE,))),
+    (SPEC,), 100, {"seed": 1}, SCHEMA,
+)  # fmt: skip
 CALL = ToolCall("c1", "t", {"a": [1, None, "x"]})
 BROKEN = ToolCall("c2", "t", None, "{not json")
 ASKS = ChatReply("thinking", (CALL, BROKEN), "tool_calls", Usage(1, 2, 3), "m")
@@ -25,7 +31,7 @@ ENDS = ChatReply("done", (), "end", Usage(4, 5), "m")
 MORE = ChatRequest(
     "m/x",
     (*FIRST.messages, ChatMessage("assistant", "thinking", (CALL, BROKEN)), ChatMessage("tool", "r", call_id="c1")),
-    (SPEC,), 100, {"seed": 1},
+    (SPEC,), 100, {"seed": 1}, SCHEMA,
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loom.wire.record import fresh, hidden, record
+from loom.wire.record import field, record
 
 
 @record
@@ -22,7 +22,7 @@ class Point:
     x: int
     y: int = 0
     tags: tuple[str, ...] = ()
-    rest: Mapping[str, Any] = fresh(dict)
+    rest: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sum(self) -> int:
@@ -34,16 +34,16 @@ class Named(Point):
     name: str = ""
 
 
-@record(mutable=True)
+@record(frozen=False)
 class Counter:
     n: int = 0
-    seen: list[int] = fresh(list)
+    seen: list[int] = field(default_factory=list)
 
 
 @record
 class Secret:
     where: str
-    key: str = hidden("")
+    key: str = field(default="", repr=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from loom.wire.errors import Config
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3),
     max_leaves=6,
 )
 seconds = st.floats(0, 1e8)
-FIELDS = ["v", "name", "model", "runner", "tools", "restart", "options", "env", "idle_s", "unsafe_no_sandbox"]
+FIELDS = ["v", "name", "model", "runner", "tools", "restart", "options", "env", "idle_s", "unsafe_no_sandbox", "schema"]
 specs = st.builds(
     AgentSpec,
     name=st.from_regex(r"[a-z][a-z0-9-]{0,63}", fullmatch=True),
@@ -31,6 +31,7 @@ specs = st.builds(
     env=st.dictionaries(st.from_regex("[A-Z_]+", fullmatch=True), st.from_regex("[^\0]*", fullmatch=True), max_size=3),
     idle_s=st.none() | seconds,
     unsafe_no_sandbox=st.booleans(),
+    schema=st.none() | st.dictionaries(texts, values, max_size=3),
     rest=st.dictionaries(texts.filter(lambda t: t not in FIELDS), texts, max_size=2),
 )
 PLAIN = {"v": 1, "name": "a", "model": "builtin/echo"}
@@ -44,7 +45,7 @@ def test_what_is_written_is_read_back(spec: AgentSpec):
 @given(specs)
 def test_people_find_one_field_a_line(spec: AgentSpec):
     lines = encode(spec).split(b"\n")
-    assert len(lines) == len(FIELDS) + len(spec.rest) + 3
+    assert len(lines) == len(FIELDS) - (spec.schema is None) + len(spec.rest) + 3
 
 
 @given(st.binary(max_size=200))

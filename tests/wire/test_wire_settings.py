@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loom.wire.chat import Usage
 from loom.wire.errors import Config
+from loom.wire.provider import Price
 from loom.wire.settings import TABLE, check, defaults, flatten, is_group, providers, row_of
 
 anything = st.recursive(
@@ -112,3 +114,28 @@ def test_the_page_names_every_setting_with_its_default():
             number = isinstance(row.default, int | float)
             assert (f"`{row.default:g}`" if number else f"`{row.default}`") in rows[row.key]
     assert set(defaults()) == {row.key for row in TABLE if "*" not in row.key}
+
+
+def test_a_provider_has_a_context_and_a_price():
+    found = providers({
+        "providers.lab.context": 8192, "providers.lab.price.input": 2, "providers.lab.price.output": 10.5,
+        "providers.own.price.cached": 0, "providers.plain.base_url": "http://x",
+    })  # fmt: skip
+    assert (found["lab"].context, found["lab"].price) == (8192, Price(2, 10.5))
+    assert found["own"].price == Price(0.0, 0.0, 0)
+    assert (found["plain"].context, found["plain"].price) == (None, None)
+
+
+@pytest.mark.parametrize("price, usd", [(Price(2, 10), 0.0003), (Price(2, 10, 1), 0.00025), (Price(0, 0), 0.0)])
+def test_what_tokens_cost(price: Price, usd: float):
+    assert price.usd(Usage(100, 10, 50)) == pytest.approx(usd)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("providers.x.context", -1), ("providers.x.context", "8k"), ("providers.x.price", 3),
+    ("providers.x.price.input", -1),
+    ("providers.x.price.input", "2"), ("providers.x.price.outptu", 1), ("providers.x.price.input", float("nan")),
+])  # fmt: skip
+def test_a_context_or_a_price_that_is_none_is_refused(key: str, value: Any):
+    with pytest.raises(Config, match="here: "):
+        check(key, value, "here")

@@ -7,7 +7,6 @@ it takes effect. Called again until it has nothing to say; after a restart it sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from loom.core.checks import PROTECTED
@@ -16,6 +15,7 @@ from loom.core.goal.state import SETTLED, GoalState, SubState
 from loom.core.plan import fresh, overlaps, refusals, single, with_synthesis_last
 from loom.wire import plan as plans
 from loom.wire.order import ROLE_OF_KIND
+from loom.wire.record import field, record
 
 MAX_VERIFY_TRIES = 2
 MAX_PLAN_TRIES = 2
@@ -30,7 +30,7 @@ WRITE_TOOLS = ("read-file", "write-file", "list-files", "search-files")
 READ_TOOLS = ("read-file", "list-files", "search-files")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Propose:
     """Append this event."""
 
@@ -38,7 +38,7 @@ class Propose:
     data: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Dispatch:
     """Send this order. A payload value {"$text": digest} or {"$json": digest} stands for a blob's content."""
 

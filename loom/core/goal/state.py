@@ -7,13 +7,14 @@ in state.json, which is derived: it may be deleted at any time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
 from loom.wire import goal as goals
 from loom.wire import plan as plans
 from loom.wire.goal import GoalSpec
 from loom.wire.plan import Subtask
+from loom.wire.record import field, record
 
 REDUCER_VERSION = 1
 
@@ -39,7 +40,7 @@ SubStatus = Literal[
 SETTLED: tuple[SubStatus, ...] = ("applied", "blocked", "failed", "skipped")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OrderState:
     """An order that was dispatched. `message` is the digest of its bytes; `reply` the only name its report may have."""
 
@@ -54,7 +55,7 @@ class OrderState:
     reported: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SubState:
     """One subtask and how far it is.
 
@@ -91,7 +92,7 @@ class SubState:
     ever_applied: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GoalState:
     """A goal after `seq` events.
 

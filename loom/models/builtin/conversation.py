@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, Chunk, TextDelta, ToolCall, Usage
+from loom.wire.record import record
 
 READ = "read-file"
 WRITE = "write-file"
@@ -21,7 +21,7 @@ LARGEST_FILE_BYTES = 8 * 1024 * 1024
 _PIECE = re.compile(r"[^\n]{1,4096}\n?|\n")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Step:
     """What a model does next: say something, or ask for tools as (name, input) in order."""
 
@@ -29,7 +29,7 @@ class Step:
     calls: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Builtin:
     """A model that is a function of the request."""
 
@@ -66,7 +66,7 @@ def answer_json(data: object, prose: str = "") -> Step:
     return Step(f"{block}\n{prose}\n" if prose else block)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Exchange:
     """One tool call and what came of it. `error` is empty exactly when the call succeeded."""
 
@@ -76,7 +76,7 @@ class Exchange:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reading:
     """How far a file has been read: its text, the offset to go on from, or why it cannot be read."""
 

@@ -24,10 +24,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from loom.models.builtin.markup import short
 from loom.models.builtin.text import Document, Sentence
+from loom.wire.record import field, record
 
 FOLDER = "digest/"
 DIGEST = "DIGEST.md"
@@ -42,7 +42,7 @@ _GAP = re.compile(r"\[(?:TBD|TODO|INSERT|PLACEHOLDER|MISSING)\b|\blorem ipsum\b"
 _BULLET = re.compile(r"[-*+]\s+|[-*+]$")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Item:
     """One bullet, or one line of prose, and the number of its line, from 1."""
 
@@ -50,7 +50,7 @@ class Item:
     text: str
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Part:
     """One `## ` section. `source` is empty when it has no `Source:` line."""
 
@@ -61,7 +61,7 @@ class Part:
     says_none: bool = False
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Digest:
     """A digest file as read. `strays` are lines of text before the first section."""
 

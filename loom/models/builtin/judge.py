@@ -9,7 +9,6 @@ is missing or cut off. Nothing is refused for being written by another author th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TypedDict
 
 from loom.models.builtin import markup
@@ -29,6 +28,7 @@ from loom.models.builtin.digest import (
 )
 from loom.models.builtin.rank import distinct
 from loom.models.builtin.text import Sentence, key, sentences
+from loom.wire.record import field, record
 
 MOST_FINDINGS = 50
 
@@ -42,7 +42,7 @@ class Finding(TypedDict):
     evidence: str
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Source:
     """A document as the judge needs it: its sentences by their keys, and the headings it may go under.
 
@@ -56,7 +56,7 @@ class Source:
     quotable: int
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Judgement:
     """What was found, and how many of the digest's sentences could be compared with their source."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from loom.models.builtin.text import LONGEST_TITLE, Document, Section, Sentence, plain, sentences
+from loom.wire.record import field, record
 
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})")
 _HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(.*)")
@@ -128,7 +128,7 @@ def _is_underline(line: str, title: list[str]) -> bool:
     return len(title) == 1 and len(line.rstrip()) >= max(4, len(title[0].strip()))
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Reader:
     """The state of the pass: what is open, and what has been read."""
 

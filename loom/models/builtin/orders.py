@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from loom.wire.record import record
 
 _ITEM = re.compile(r"\s*[-*]\s+(.*)")
 _SIZE = re.compile(r"\s+\(\d[\d ,.]*\s*bytes\)\s*$")
@@ -30,7 +31,7 @@ _MAKES = re.compile(r"\W*(?:please\s+)?(?:write|create|make|generate|produce)\b"
 _OF_DOCUMENTS = re.compile(r"\b(?:documents?|docs|adrs?|notes|papers|articles|chapters|readme)\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Order:
     """An order taken apart: the first heading with its lines, and the lines of each section by lower-case name."""
 

@@ -1,4 +1,4 @@
-"""Finding the JSON object in what a model says: in fences, between prose, one of two, or with small faults.
+"""Finding the JSON in what a model says: in fences, between prose, one of two, or with small faults.
 
 Pure text in, data out; a model's answer is data and nothing in it is followed. The work is bounded, whatever the
 text: each brace is looked at a few times, and only so many characters are parsed.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from loom.wire.jsontext import Malformed, loads_object
+from loom.wire.jsontext import Malformed, loads
+from loom.wire.record import record
 
 _FENCE = re.compile(r"```[a-zA-Z0-9_-]*+[ \t]*+\n(.*?)(?:\n[ \t]*+```|\Z)", re.DOTALL)
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'
 _BRACE = re.compile(rf"[{{}}]|{_STRING}", re.DOTALL)
+_BRACKET = re.compile(rf"[{{}}\[\]]|{_STRING}", re.DOTALL)
+_OPENING = re.compile(r"[{\[]")
 _PART = re.compile(rf"{_STRING}|//[^\n]*+|[^\W\d]\w*+", re.DOTALL)
 _COMMA = re.compile(rf"{_STRING}|,(?=\s*[}}\]])", re.DOTALL)
 _WORDS = {"True": "true", "False": "false", "None": "null"}
@@ -26,7 +28,7 @@ _MAX_BRACES = 400_000
 _MAX_PARSED = 8 << 20
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Left:
     """What may still be spent on one text."""
 
@@ -48,52 +50,85 @@ def json_objects(text: str, key: str) -> Iterator[dict[str, Any]]:
     yield from _objects(text, key, left)
 
 
+def json_values(text: str) -> Iterator[list[Any]]:
+    """What may be meant as the one JSON value of an answer, in groups of the same likelihood, the likeliest first.
+
+    The whole text; else what stands whole in fences, then, largest first, the objects and arrays that lie in no other.
+    """
+    text = text[:_MAX_CHARS].strip()
+    left = _Left()
+    whole = _parse(text, left)
+    if whole is not _NOTHING:
+        yield [whole]
+        return
+    fenced = [_parse(fence[1].strip(), left) for fence in _FENCE.finditer(text)]
+    yield [value for value in fenced if value is not _NOTHING]
+    found = []
+    start = _opening(text, 0)
+    while start >= 0 and left.braces >= 0 and left.chars >= 0:
+        end, depth = _closing(text, start, left, _BRACKET)
+        value = _parse(text[start:end], left) if depth <= _MAX_DEPTH and text[end - 1] in "}]" else _NOTHING
+        if value is not _NOTHING:
+            found.append((start - end, value))
+        start = _opening(text, end if value is not _NOTHING else start + 1)
+    found.sort(key=lambda pair: pair[0])
+    yield [value for _, value in found]
+
+
+def _opening(text: str, start: int) -> int:
+    found = _OPENING.search(text, start)
+    return -1 if found is None else found.start()
+
+
 def _objects(text: str, key: str, left: _Left) -> Iterator[dict[str, Any]]:
     start = text.find("{") if key in text else -1
     while start >= 0 and left.braces >= 0 and left.chars >= 0:
-        end, depth = _closing(text, start, left)
+        end, depth = _closing(text, start, left, _BRACE)
         if text.find(key, start, end) < 0:
             start = text.find("{", end)  # neither this one nor anything in it
             continue
-        found = _parse(text[start:end], left) if depth <= _MAX_DEPTH else None
-        if found is not None and key in found:
+        candidate = text[start:end].rstrip()
+        found = _parse(candidate, left) if depth <= _MAX_DEPTH and candidate.endswith("}") else None
+        is_object = isinstance(found, dict)
+        if isinstance(found, dict) and key in found:
             yield found
         # Prose with a brace in it may hold the object or precede it: go on behind that brace.
-        start = text.find("{", end if found is not None else start + 1)
+        start = text.find("{", end if is_object else start + 1)
 
 
-def _closing(text: str, start: int, left: _Left) -> tuple[int, int]:
-    """Where the object that begins here ends, and how deep its braces go; one that is never closed ends the text."""
+def _closing(text: str, start: int, left: _Left, tokens: re.Pattern[str]) -> tuple[int, int]:
+    """Where what begins here ends, and how deep its braces go; one that is never closed ends the text."""
     depth = deepest = 0
-    for token in _BRACE.finditer(text, start):
+    for token in tokens.finditer(text, start):
         left.braces -= 1
         if left.braces < 0:
             break
         char = text[token.start()]
-        if char == "{":
+        if char in "{[":
             depth += 1
             deepest = max(deepest, depth)
-        elif char == "}":
+        elif char in "}]":
             depth -= 1
             if depth == 0:
                 return token.end(), deepest
     return len(text), deepest
 
 
-def _parse(candidate: str, left: _Left) -> dict[str, Any] | None:
-    candidate = candidate.rstrip()
-    if not candidate.endswith("}"):
-        return None
+_NOTHING = object()
+
+
+def _parse(candidate: str, left: _Left) -> Any:
+    """The value, small faults mended; _NOTHING when it is none."""
     for mend in (False, True):
         left.chars -= len(candidate)
         if left.chars < 0:
-            return None
+            break
         try:
             text = _mended(candidate) if mend else candidate
-            return loads_object(text.encode("utf-8", "replace"), _MAX_DEPTH)
+            return loads(text.encode("utf-8", "replace"), _MAX_DEPTH)
         except Malformed:
             continue
-    return None
+    return _NOTHING
 
 
 def _mended(text: str) -> str:
