@@ -71,10 +71,11 @@ def _explored(explorer: Explorer, at_most: int) -> power.Report:
     return report
 
 
-LARGE = ("goal: begin", "goal: report")  # to list their states alone takes seconds
+# One of each kind; to list the states of a goal alone takes seconds. The whole suite has all of them.
+BOUNDED = ("send", "by hand", "work", "blobs", "journal", "state files", "home", "router", "gc", "gc blobs", "deeds")
 
 
-@pytest.mark.parametrize("workflow", [w for w in WORKFLOWS if w.name not in LARGE], ids=lambda workflow: workflow.name)
+@pytest.mark.parametrize("workflow", [NAMED[name] for name in BOUNDED], ids=lambda workflow: workflow.name)
 def test_a_power_cut_at_any_moment_loses_nothing_that_was_promised(workflow: Workflow):
     with Explorer(workflow, SEED) as explorer:
         report = _explored(explorer, 12)
