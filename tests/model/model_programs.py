@@ -222,8 +222,9 @@ def handle(f: Fault, box: str, name: str, content: str, then: tuple[Any, ...]) -
     attempt = yield from attempts(f, box, name)
     todo, reply = yield from look(f, box, name, attempt)
     if todo == "acknowledge":
+        came_again = yield ("exists", f"{box}/.processed/{name}")
         reply = yield from find_reply(f, box, name, attempt)
-        if reply is not None:
+        if reply is not None and not came_again:
             said = yield from history(f, box)
             yield from converse(f, box, name, reply, said)
         yield from acknowledge(f, box, name)

@@ -305,7 +305,7 @@ FAULTS: Mapping[str, tuple[Callable[[], World], str]] = {
     "deliver does not look again": (lambda: clients(0, "one", "other"), "~accepted"),
     "retry without the lost error.json": (lambda: failing(1, "retry"), "tried again"),
     "gc does not look at the outboxes": (lambda: collected_downstream(1), "one answer"),
-    "gc does not look for the request": (lambda: collected(1), "told once"),
+    "gc does not look for the request": (lambda: collected(1), "one answer"),
     "gc does not look at failed requests": (lambda: collected(1, "fails once", "mv"), "one answer"),
     "a file is removed before its event": (lambda: goals(1, "c"), "reported"),
     "a cause counts twice": (lambda: goals(1, "c"), "one event"),

@@ -110,6 +110,13 @@ class Noted(fs.Calls):
         patch.setattr(os, "listdir", look("list", listdir))
         patch.setattr(fs, "_open_regular", look("read", open_regular))
         patch.setattr(fs, "settle", look("exists", settle))
+        tail = ndjson._tail
+
+        def tailed(fd: int, last: int) -> tuple[int, bytes]:
+            self.note("read", self._open[fd])  # of a conversation only the end
+            return tail(fd, last)
+
+        patch.setattr(ndjson, "_tail", tailed)
 
 
 def compared(ops: list[Op]) -> list[tuple[str, ...]]:
@@ -290,6 +297,7 @@ def test_routing(room: Path, when: str):
         router = Router(process.agent, process.me)
         try:
             router._route(home.agent("a"), f"{R0}.msg")
+            router._deliver()
         finally:
             router.close()
             process.close()
