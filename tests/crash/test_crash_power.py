@@ -12,13 +12,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import power
 import pytest
 import results
 from crash_cases import Box, letter, mailbox
 from harness import Case, note, noted
-from power import MODELS, Cuts, Explorer, Recorder, Workflow, record, states
+from power import Explorer, Report, Workflow
 from power_cases import WORKFLOWS
+from power_disk import MODELS, Cuts, states
+from power_record import Recorder, record
 from support import scratch
 
 import loom
@@ -64,7 +65,7 @@ UNRECORDED = {
 }
 
 
-def _explored(explorer: Explorer, at_most: int) -> power.Report:
+def _explored(explorer: Explorer, at_most: int) -> Report:
     report = explorer.explore(at_most=at_most)
     print(report.line())
     assert not report.failures, "\n".join([report.line(), *report.failures[:3]])

@@ -10,7 +10,8 @@ import pytest
 from crash_cases import AGENT, Worker, agent_with, letter, note, noted
 from crash_retention import GC, archived, gc, met, nothing_lost, route, setup, target
 from harness import ERRORS, FULL, Case, explore
-from power import MODELS, Explorer, Workflow
+from power import Explorer, Workflow
+from power_disk import MODELS
 
 from loom.spool import mailbox, retention
 from loom.wire import ids
