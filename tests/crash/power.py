@@ -101,9 +101,17 @@ class Explorer:
             return first
         return record(self.workflow.case.recover, root, self.room, history=first)
 
-    def record_kills(self, at_most: int = 0) -> None:
-        """Histories in which the process is killed before a call, goes on anew, and only then the power is cut."""
-        points = list(range(2, self.records[0][1].calls + 1))
+    def record_kills(self, at_most: int = 0, behind: str = "") -> None:
+        """Histories in which the process is killed before a call, goes on anew, and only then the power is cut.
+
+        at_most   so many, drawn by the seed
+        behind    only right behind the calls of this place
+        """
+        first = self.records[0][1]
+        points = list(range(2, first.calls + 1))
+        if behind:
+            points = [step.call + 1 for step in first.steps if step.site == behind]
+            assert points, f"{behind} is not in {self.workflow.name}"
         if at_most and len(points) > at_most:
             points = sorted(random.Random(self.seed).sample(points, at_most))
         self.records += [(n, self._record(n)) for n in points]

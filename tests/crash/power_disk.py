@@ -181,7 +181,7 @@ class Posix(Disk):
                 self._at_least(world, tie.key, tie.step)
 
     def worlds(self, n: int, whole: bool) -> Iterator[tuple[World, list[Key]]]:
-        step = self.record.steps[n] if n >= 0 else Step("all", "")
+        step = self.record.steps[n] if n >= 0 else Step("all", "", 0)
         changed = _changes(step)
         if not whole and not changed:
             return
@@ -237,7 +237,7 @@ class Ext4(Disk):
                 modes["mode", step.node, ""] = [Version(n, step.number)]
 
     def worlds(self, n: int, whole: bool) -> Iterator[tuple[World, list[Key]]]:
-        step = self.record.steps[n] if n >= 0 else Step("all", "")
+        step = self.record.steps[n] if n >= 0 else Step("all", "", 0)
         changed = _changes(step)
         if not whole and not changed:
             return

@@ -45,10 +45,12 @@ class Step:
 
     kind   name (names: pairs of key and inode, None for gone), write, truncate, mode; syncs: file, data, dir, all
     site   who called it: `module:function way/call`
+    call   the how-manieth call of its life it was
     """
 
     kind: str
     site: str
+    call: int
     names: tuple[tuple[Key, Node | None], ...] = ()
     node: Node = -1
     data: bytes = b""
@@ -129,7 +131,7 @@ class Recorder(fs.Calls):
             os._exit(KILLED)
 
     def _add(self, kind: str, **fields: Any) -> None:
-        self.record.steps.append(Step(kind, _site(), **fields))
+        self.record.steps.append(Step(kind, _site(), self.record.calls, **fields))
 
     def _place(self, path: str) -> tuple[Node, str]:
         """(directory, name) of a path below the root. No link is followed on the way: ours lead nowhere."""
