@@ -111,7 +111,7 @@ def process_ms(
 
 
 def cpu_s(pid: int) -> float:
-    """Processor seconds that a process of one thread has used so far, to the nanosecond (the ticks of stat are 10 ms)."""
+    """Processor seconds that a process of one thread has used so far; the ticks of its stat would be 10 ms."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
