@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import time
-from base64 import b64encode
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -151,6 +150,8 @@ class AnthropicModel:
             return [result | ({"is_error": True} if message.is_error else {})]
         blocks: list[dict[str, Any]] = [dict(t["block"]) for t in message.thoughts if t.get("dialect") == DIALECT]
         for image in message.images:
+            from base64 import b64encode  # here, because few messages have images
+
             data = b64encode(self._blob(image.blob)).decode("ascii")
             source = {"type": "base64", "media_type": image.media_type, "data": data}
             blocks.append({"type": "image", "source": source})

@@ -9,7 +9,6 @@ Source: Ollama's docs/api.md, and api/types.go for `truncate` and `shift`.
 from __future__ import annotations
 
 import time
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -104,6 +103,8 @@ class OllamaModel:
             return {"role": "tool", "content": text, "tool_name": name, "tool_call_id": message.call_id}
         out: dict[str, Any] = {"role": message.role, "content": message.text}
         if message.images:
+            from base64 import b64encode  # here, because few messages have them
+
             out["images"] = [b64encode(self._blob(image.blob)).decode("ascii") for image in message.images]
         for thought in message.thoughts:
             if thought.get("dialect") == DIALECT:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import time
-from base64 import b64encode
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any
@@ -150,6 +149,8 @@ class OpenAIModel:
         return out
 
     def _image(self, image: Image) -> dict[str, Any]:
+        from base64 import b64encode  # here, because few messages have images
+
         data = b64encode(self._blob(image.blob)).decode("ascii")
         return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
 

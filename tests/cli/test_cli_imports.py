@@ -7,13 +7,30 @@ import sys
 
 import pytest
 from cli_user import Loom
+from far_side import FarSide
 
+EVENTS = b'data: {"choices": [{"delta": {"content": "hello"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(EVENTS) + EVENTS
 LOADED = "import sys; from loom.cli.main import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
 HEAVY = (
-    *("httpx", "yaml", "psutil", "watchfiles", "asyncio", "orjson", "ssl", "http.client", "socket", "email"),
+    *("httpx", "yaml", "psutil", "watchfiles", "asyncio", "orjson", "ssl", "_hashlib", "http.client", "email"),
     *("loom.core.schema", "loom.core.answer", "loom.core.extract", "loom.cli.attaching", "loom.cli.schema_option"),
-    *("subprocess", "ctypes", "loom.cli.ensure", "loom.proc.toolcall", "loom.daemons.service", "loom.models.openai"),
+    *("subprocess", "ctypes", "loom.cli.ensure", "loom.proc.toolcall", "loom.daemons.service"),
+    *("dataclasses", "difflib", "heapq", "random", "tempfile", "shutil", "base64", "logging", "encodings.idna"),
 )
+OURS_OF_A_CALL = """
+    loom loom.cli loom.cli.agent loom.cli.agent_start loom.cli.filtering loom.cli.groups loom.cli.homes loom.cli.input
+    loom.cli.main loom.cli.params loom.cli.printing loom.cli.words loom.core loom.core.first_aid loom.core.turn
+    loom.daemons loom.daemons.filter loom.daemons.surroundings loom.daemons.turnloop loom.models loom.models.address
+    loom.models.base loom.models.classify loom.models.connecting loom.models.decode loom.models.http1 loom.models.keys
+    loom.models.openai loom.models.openai_answer loom.models.proxies loom.models.registry loom.models.sse
+    loom.models.transport loom.proc loom.proc.stopping loom.roles loom.roles.chat loom.spool loom.spool.agents
+    loom.spool.blobs loom.spool.bodies loom.spool.config loom.spool.fs loom.spool.home loom.spool.layout
+    loom.spool.locks loom.spool.logs loom.spool.mailbox loom.spool.ndjson loom.spool.secrets loom.spool.threads
+    loom.spool.turns loom.wire loom.wire.agent loom.wire.chat loom.wire.errors loom.wire.exits loom.wire.ids
+    loom.wire.jsontext loom.wire.message loom.wire.provider loom.wire.record loom.wire.settings loom.wire.times
+    loom.wire.turn
+"""
 
 
 def loaded(loom: Loom, *words: str) -> set[str]:
@@ -41,7 +58,20 @@ def test_version_and_help_load_no_command_and_no_parser(loom: Loom, words: tuple
 def test_a_filter_loads_nothing_heavy(loom: Loom) -> None:
     words = ("agent", "start", "x", "--model", "builtin/echo", "--prompt", "hi")
     loaded(loom, *words)  # the first one in a home tests the file system, which takes ctypes
-    assert loaded(loom, *words).isdisjoint(HEAVY)
+    modules = loaded(loom, *words)
+    assert modules.isdisjoint(HEAVY)
+    assert modules.isdisjoint({"socket", "loom.models.openai", "loom.models.transport"})  # it asks no server
+
+
+def test_one_call_of_a_model_server_loads_this_and_nothing_else(loom: Loom) -> None:
+    words = ("agent", "start", "x", "--model", "openai/m1", "--prompt", "hi")
+    loaded(loom, "agent", "start", "x", "--model", "builtin/echo", "--prompt", "hi")  # for the file system
+    with FarSide() as far:
+        far.answers.append([ANSWER])
+        loom.env |= {"OPENAI_BASE_URL": far.url, "OPENAI_API_KEY": "sk-test"}
+        modules = loaded(loom, *words)
+    assert modules.isdisjoint(HEAVY)
+    assert {m for m in modules if m.partition(".")[0] == "loom"} == set(OURS_OF_A_CALL.split())
 
 
 def test_sending_loads_no_model_and_no_daemon(loom: Loom) -> None:
