@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 64 << 20
 MAX_REDIRECTS = 3
-KEPT_S = 30.0  # longer than a step of a turn; shorter than most servers and routers keep a silent connection
 _REST_S = 0.05  # waited for the formal end of an answer that is complete, so that its connection can be kept
 _REST_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 16
@@ -43,11 +42,16 @@ _MAX_EARLY = 16  # answers of the kind 1xx before the real one
 
 @record
 class Timeouts:
-    """How much silence is too much. The head of the answer and its first byte each have `first_byte_s`."""
+    """How much silence is too much. The head of the answer and its first byte each have `first_byte_s`.
+
+    kept_s  how long a connection without a request is fit for another one: longer than a step of a turn, shorter than
+            most servers and routers keep one that is silent
+    """
 
     connect_s: float = 10.0
     first_byte_s: float = 120.0
     idle_s: float = 60.0
+    kept_s: float = 30.0
 
 
 DEFAULT = Timeouts()
@@ -165,7 +169,7 @@ class Client:
             raise
 
     def _keep(self, link: _Link, parts: SplitResult) -> None:
-        if link.is_fit_for(parts):  # it may have been ended by the server right after its answer
+        if link.is_fit_for(parts, self._timeouts.kept_s):  # it may have been ended by the server right after its answer
             if self._kept is not None:
                 self._kept.close()
             self._kept = link
@@ -173,7 +177,7 @@ class Client:
     def _take(self, parts: SplitResult) -> _Link | None:
         """The kept connection, when it leads to this server and is fit to be used."""
         link, self._kept = self._kept, None
-        if link is None or link.is_fit_for(parts):
+        if link is None or link.is_fit_for(parts, self._timeouts.kept_s):
             return link
         link.close()
         return None
@@ -235,14 +239,14 @@ class _Link:
         """Nothing is under way until the next `ask`."""
         self._resting_since = time.monotonic()
 
-    def is_fit_for(self, parts: SplitResult) -> bool:
+    def is_fit_for(self, parts: SplitResult, kept_s: float) -> bool:
         """Whether this server can be asked on it: not when it was opened before a fork, rested long, or has ended.
 
         A byte that came while nothing was asked is no answer to anything: such a connection is done with too.
         """
         if self._pid != os.getpid() or self._to != (parts.scheme, parts.netloc):
             return False
-        if time.monotonic() - self._resting_since > KEPT_S:
+        if time.monotonic() - self._resting_since > kept_s:
             return False
         if self._answer is not None and self._answer.overlong:
             return False
