@@ -9,16 +9,16 @@ Source: RFC 9112. Liberal where servers are: lines may end with LF alone, and a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Protocol
 
 MAX_LINE_BYTES = 1 << 16
 MAX_HEADERS = 128
 _RECV_BYTES = 1 << 16
-_STATUS = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: (.*))?")
-_HEX = re.compile(rb"[0-9A-Fa-f]{1,15}")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_MAX_DIGITS = 15  # of a length
+# Sets of characters, in place of expressions that would be compiled in each filter.
+_HEX = b"0123456789abcdefABCDEF"
+_TOKEN = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Malformed(ValueError):
@@ -42,7 +42,7 @@ def request(method: str, target: str, headers: Mapping[str, str], body: bytes) -
     lines = [f"{method} {target} HTTP/1.1"]
     length = {"Content-Length": str(len(body))} if body or method == "POST" else {}
     for name, value in {**headers, "Accept-Encoding": "identity", **length}.items():
-        if not _TOKEN.fullmatch(name) or "\r" in value or "\n" in value or "\0" in value:
+        if not name or name.strip(_TOKEN) or "\r" in value or "\n" in value or "\0" in value:
             raise ValueError(f"the header {name[:40]!r} cannot be sent")
         lines.append(f"{name}: {value}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
@@ -78,11 +78,12 @@ class Answer:
     def head(self, body: bool = True) -> None:
         """Read status and headers. `body` False: none follows, whatever they say. Raises Malformed."""
         line = self._line()
-        found = _STATUS.fullmatch(line)
-        if found is None:
+        version, _, rest = line.partition(b" ")
+        code, _, reason = rest.partition(b" ")
+        if version[:-1] != b"HTTP/1." or not version[-1:].isdigit() or not (code.isdigit() and len(code) == 3):
             raise Malformed(f"it does not speak HTTP/1: {line[:60].decode('latin-1')!r}")
-        self.status = int(found[2])
-        self.reason = (found[3] or b"").strip().decode("latin-1")
+        self.status = int(code)
+        self.reason = reason.strip().decode("latin-1")
         self.headers = self._headers()
         connection = self.headers.get("connection", "").lower()
         self._chunked = self.headers.get("transfer-encoding", "").strip().lower() == "chunked"
@@ -91,7 +92,7 @@ class Answer:
             self.left, self._chunked = 0, False
         else:
             self.left = None if self._chunked else _length(self.headers.get("content-length", ""))
-        kept = "close" not in connection if found[1] != b"0" else "keep-alive" in connection
+        kept = "close" not in connection if version != b"HTTP/1.0" else "keep-alive" in connection
         self.closes = not kept or (self.left is None and not self._chunked)
 
     def read(self, limit: int) -> bytes:
@@ -132,7 +133,7 @@ class Answer:
     def _chunk_length(self) -> int:
         line = self._line()
         digits = line.partition(b";")[0].strip()
-        if not _HEX.fullmatch(digits):
+        if digits.strip(_HEX) or not 0 < len(digits) <= _MAX_DIGITS:
             raise Malformed(f"no length of a chunk: {line[:40].decode('latin-1')!r}")
         return int(digits, 16)
 
@@ -192,4 +193,4 @@ class Answer:
 
 def _length(said: str) -> int | None:
     """What Content-Length says; None when it says nothing that can be a length."""
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 16 else None
+    return int(said) if said.isascii() and said.isdigit() and len(said) <= _MAX_DIGITS else None
