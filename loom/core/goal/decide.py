@@ -161,7 +161,9 @@ def _planning(state: GoalState, pool: _Free) -> list[Decision]:
         return []
     if len(state.refused) >= MAX_PLAN_TRIES:
         if state.version:
-            return [Propose("goal.failed", {"reason": f"no other way was found: {state.refused[-1][0]}"})]
+            return [
+                Propose("goal.failed", {"reason": f"no other way was found: {state.refused[-1][0]}; {_worst(state)}"})
+            ]
         return [_accepted(state, single(state.spec.text))]
     payload: dict[str, Any] = {
         "goal": state.spec.text,
@@ -189,7 +191,7 @@ def _judge_plan(state: GoalState, report: Mapping[str, Any]) -> list[Decision]:
     if "plan" in data:
         plan, reasons = plans.decode(data["plan"])
         if plan is not None:
-            reasons = refusals(plan, state.spec.limits.max_subtasks, finished)
+            reasons = refusals(plan, state.spec.limits.max_subtasks, finished, state.unfinished())
     else:
         plan, reasons = None, [str(data.get("unusable", "no plan"))]
     if plan is not None and not reasons:
@@ -478,8 +480,13 @@ def _end(state: GoalState) -> list[Decision]:
         for n, s in subs.items()
         if s.status == "waiting"
     ]
-    worst = next(s for s in subs.values() if s.status in ("failed", "blocked"))
-    return [*skipped, Propose("goal.failed", {"reason": f"{worst.spec.id} {worst.status}: {worst.reason}"})]
+    return [*skipped, Propose("goal.failed", {"reason": _worst(state)})]
+
+
+def _worst(state: GoalState) -> str:
+    """The first subtask that stands in the way, and why."""
+    worst = next(s for s in state.subtasks.values() if s.status in ("failed", "blocked"))
+    return f"{worst.spec.id} {worst.status}: {worst.reason}"
 
 
 def _missing(state: GoalState, sub: SubState) -> str:

@@ -137,6 +137,10 @@ class GoalState:
         """The applied subtasks by id: no new plan changes them."""
         return {name: sub.spec for name, sub in self.subtasks.items() if sub.status == "applied"}
 
+    def unfinished(self) -> dict[str, Subtask]:
+        """The other subtasks by id: what is left of the plan."""
+        return {name: sub.spec for name, sub in self.subtasks.items() if sub.status != "applied"}
+
     def open_orders(self) -> list[OrderState]:
         """Dispatched and not reported, oldest first."""
         return [o for o in self.orders.values() if not o.reported]
