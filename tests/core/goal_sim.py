@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loom.core.goal.check import check
-from loom.core.goal.decide import Decision, Dispatch, Propose, decide
+from loom.core.goal.decide import decide
+from loom.core.goal.decisions import Decision, Dispatch, Propose
 from loom.core.goal.reduce import fold, reduce
 from loom.core.goal.state import GoalState, OrderState, from_json, to_json
 from loom.core.plan import overlaps
