@@ -119,7 +119,7 @@ class Router:
         if full:
             self.sights.watch_agents()  # before the look, so that nothing arrives unseen between the two
             self._next_sweep_s = time.monotonic() + (SWEEP_S if self.sights.complete else service.LOOK_EVERY_S)
-            if not self.sights.complete and not self._blind:
+            if self.sights.why and not self._blind:
                 self._blind = True
                 self.agent.log.warning("blind", error=self.sights.why)
             self.broken.clear()  # a person may have mended them meanwhile

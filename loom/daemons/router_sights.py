@@ -26,7 +26,7 @@ class News:
 
 
 class RouterSights:
-    """`complete` is False when something could not be watched; `why` says why."""
+    """`complete` is False when not everything is watched; `why` says what went wrong."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -119,5 +119,8 @@ class RouterSights:
                 news.outboxes.add(name)  # what arrived before the watch was there
 
     def close(self) -> None:
+        """From now on nothing is heard."""
         if self._watch is not None:
             self._watch.close()
+        self._watch = None
+        self.complete = False

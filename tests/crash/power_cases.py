@@ -386,9 +386,7 @@ def _router(home: Path, numbers: Iterator[int]) -> Router:
 
     make = partial(Goal, clock_ns=lambda: NOW_NS + next(numbers) * 1_000_000, draw=draw)
     router = Router(_agent(home, "router"), BOOT, make)
-    if router.watch is not None:
-        router.watch.close()
-        router.watch = None
+    router.sights.close()
     return router
 
 
