@@ -372,6 +372,8 @@ def move(source: Path, target: Path) -> Moved:
     gone      there was no source
     """
     while True:
+        if is_unsynced(target.parent):  # whoever made it may have died: the file would go with it, from both places
+            ensure_dir(target.parent)
         try:
             calls.rename_noreplace(str(source), str(target))
             return "moved"
