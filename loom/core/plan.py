@@ -5,17 +5,21 @@ Pure: records in, reasons out. The reasons go back to the planner word for word.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from loom.wire.plan import Plan, Subtask
 
 
-def refusals(plan: Plan, limit: int, finished: Mapping[str, Subtask] = {}) -> list[str]:
+def refusals(
+    plan: Plan, limit: int, finished: Mapping[str, Subtask] = {}, unfinished: Mapping[str, Subtask] = {}
+) -> list[str]:
     """Why this plan cannot be accepted; empty when it can.
 
-    finished  applied subtasks of the plan before: they stay as they are, so what the plan says of them is not looked
-              at, and they may be named as dependencies without being repeated
+    finished    applied subtasks of the plan before: they stay as they are, so what the plan says of them is not looked
+                at, and they may be named as dependencies without being repeated
+    unfinished  the rest of the plan before, which has failed: the same work is not begun again
     """
     if len(plan.subtasks) > limit + len(finished):
         return [f"the plan has {len(plan.subtasks)} subtasks, the limit is {limit}"]
@@ -37,7 +41,28 @@ def refusals(plan: Plan, limit: int, finished: Mapping[str, Subtask] = {}) -> li
         reasons.append(f"circular dependency: {' → '.join(cycle)}")
     reasons.extend(_shared_deliverables(plan, finished))
     reasons.extend(_synthesis(plan))
+    if not reasons and unfinished and _work(with_synthesis_last(plan, finished).subtasks) == _work(unfinished.values()):
+        reasons.append("the plan has the same subtasks as the one that has just failed: it is no other way")
     return reasons
+
+
+def _work(subtasks: Collection[Subtask]) -> Counter[tuple[object, ...]]:
+    """What subtasks come down to, whatever they are called and in whatever order they and their lists stand."""
+    briefs = {s.id: (_words(s.instruction), frozenset(s.deliverables)) for s in subtasks}
+    return Counter(
+        (
+            *briefs[s.id],
+            frozenset(briefs.get(d, d) for d in s.depends_on),
+            frozenset(_words(a) for a in s.acceptance),
+            frozenset(s.reads),
+            (s.tier, s.level, s.critical, s.synthesis),
+        )
+        for s in subtasks
+    )
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
 
 
 def fresh(plan: Plan, finished: Mapping[str, Subtask]) -> Plan:

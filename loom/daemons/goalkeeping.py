@@ -17,7 +17,7 @@ from loom.core.goal import check as checking
 from loom.core.goal import decide as deciding
 from loom.core.goal import reduce as reducing
 from loom.core.goal import state as states
-from loom.core.goal.decide import Dispatch, Propose
+from loom.core.goal.decisions import Dispatch, Propose
 from loom.core.goal.state import GoalState, OrderState
 from loom.spool import blobs, fs, goals, mailbox, wake
 from loom.spool.journal import Journal

@@ -18,10 +18,10 @@ from loom.core.goal.state import spec_from_json
 from loom.core.plan import covers
 from loom.daemons import service
 from loom.daemons.service import Agent, Done
-from loom.spool import blobs, fs, goals, trees
+from loom.spool import blobs, differences, fs, goals, trees
+from loom.spool.differences import Change
 from loom.spool.layout import GoalDir
 from loom.spool.mailbox import Claimed
-from loom.spool.trees import Change
 from loom.spool.turns import Turn
 from loom.wire import ids
 from loom.wire import order as orders
@@ -109,8 +109,8 @@ class KeeperWorker:
         except FileNotFoundError:
             raise WorkFailed(f"the tree of {spec.id}, attempt {payload['attempt']}, is gone") from None
         now = trees.scan(tree)
-        changes = trees.compare(began, now)
-        trees.store(self.agent.home.blobs, goal.workspace, tree, changes)
+        changes = differences.compare(began, now)
+        differences.store(self.agent.home.blobs, goal.workspace, tree, changes)
         paths = [p for p, e in now.items() if e.mode != trees.LINK and any(covers(d, p) for d in spec.deliverables)]
         found = checks.check_all(
             spec,
@@ -131,7 +131,7 @@ class KeeperWorker:
         fs.hint(attempt / "diff.patch", diff)
         return {
             **result,
-            "changes": self._put(trees.changes_to_json(changes)),
+            "changes": self._put(differences.changes_to_json(changes)),
             "diff": blobs.put(self.agent.home.blobs, diff.encode("utf-8", "replace")),
         }
 
@@ -140,8 +140,8 @@ class KeeperWorker:
 
         Without that a goal of n subtasks would end with n copies of its workspace.
         """
-        changes = trees.changes_from_json(self._get(payload["changes"]))
-        applied = trees.apply(goal.workspace, changes, self.agent.home.blobs, goal.id)
+        changes = differences.changes_from_json(self._get(payload["changes"]))
+        applied = differences.apply(goal.workspace, changes, self.agent.home.blobs, goal.id)
         if not applied.conflicts:
             fs.remove_tree(goal.tree(payload["subtask"], payload["attempt"]))
         return {"written": list(applied.written), "conflicts": list(applied.conflicts)}
@@ -153,10 +153,10 @@ class KeeperWorker:
             raise WorkFailed(f"the workspace {source} is gone")
         base = trees.manifest_from_json(self._get(payload["base"])["files"])
         result = trees.scan(goal.workspace)
-        changes = [c for c in trees.compare(base, result) if c.before != c.after or _is_other_kind(c)]
-        trees.store(self.agent.home.blobs, source, goal.workspace, changes)
+        changes = [c for c in differences.compare(base, result) if c.before != c.after or _is_other_kind(c)]
+        differences.store(self.agent.home.blobs, source, goal.workspace, changes)
         try:
-            applied = trees.apply(source, changes, self.agent.home.blobs, goal.id, goals.read_spec(goal).umask)
+            applied = differences.apply(source, changes, self.agent.home.blobs, goal.id, goals.read_spec(goal).umask)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise

@@ -16,8 +16,9 @@ from pathlib import Path
 from loom.core import routing
 from loom.daemons import service
 from loom.daemons.goalkeeping import Goal
+from loom.daemons.router_sights import RouterSights
 from loom.daemons.service import Agent
-from loom.spool import agents, config, fs, goals, journal, mailbox, wake, watch
+from loom.spool import agents, config, fs, goals, journal, mailbox, wake
 from loom.spool.layout import AgentDir
 from loom.spool.locks import Incarnation
 from loom.wire import agent as agent_wire
@@ -65,25 +66,19 @@ class Router:
         self.broken: set[str] = set()
         self.bell = wake.listen(self.home.wake_fifo(agent.dir.name))
         self.alone = service.Alone()
-        self.watch: watch.Watch | None = None
-        self.watched: set[str] = set()
+        self.sights = RouterSights(self.home)
         self._changed: set[str] = set()  # agents whose outbox has changed
         self._asked: set[str] = set()  # goals in whose control/ something has arrived
         self._told: set[Path] = set()  # what was found odd in outboxes and among requests to goals
         self._taken: list[_Taken] = []
         self._next_sweep_s = 0.0
-        try:
-            self.watch = watch.Watch()
-            self.watch.add(self.home.goals, watch.ARRIVALS, self.home.goals)
-        except OSError as error:
-            agent.log.warning("no_inotify", error=str(error), hint="the router looks every 2 seconds instead")
+        self._blind = False  # it has been told that not everything can be watched
 
     def close(self) -> None:
         for goal in self.goals.values():
             goal.close()
         os.close(self.bell)
-        if self.watch is not None:
-            self.watch.close()
+        self.sights.close()
 
     def recover(self) -> None:
         """Everything is looked at once."""
@@ -102,20 +97,14 @@ class Router:
                 return exits.DONE
 
     def _wait(self) -> None:
-        fds = [self.bell, *([self.watch.fd] if self.watch is not None else [])]
         limit = max(0.0, self._next_sweep_s - time.monotonic())
-        if self.watch is None:
-            limit = min(limit, service.LOOK_EVERY_S)
-        self.alone.wait(self.agent.stopping, min(limit, self._next_deadline_s()), fds)
+        self.alone.wait(self.agent.stopping, min(limit, self._next_deadline_s()), [self.bell, *self.sights.fds])
         wake.drain(self.bell)
-        if self.watch is not None:
-            for event in self.watch.read():
-                if event.key is None:
-                    self._next_sweep_s = 0.0  # events were lost: look everywhere
-                elif isinstance(event.key, Path):
-                    self._asked.add(event.key.name)  # new goals, and control/ of living ones, are looked at always
-                elif isinstance(event.key, str) and event.key in self.watched:
-                    self._changed.add(event.key)
+        news = self.sights.read()
+        if news.everywhere:
+            self._next_sweep_s = 0.0
+        self._changed |= news.outboxes
+        self._asked |= news.goals  # those that live are looked at always
 
     def _next_deadline_s(self) -> float:
         now_us = time.time_ns() // 1000
@@ -126,9 +115,13 @@ class Router:
 
     def sweep(self) -> None:
         """Route what is in the outboxes, take up goals, carry out what follows."""
-        full = self.watch is None or time.monotonic() >= self._next_sweep_s
+        full = not self.sights.complete or time.monotonic() >= self._next_sweep_s
         if full:
-            self._next_sweep_s = time.monotonic() + SWEEP_S
+            self.sights.watch_agents()  # before the look, so that nothing arrives unseen between the two
+            self._next_sweep_s = time.monotonic() + (SWEEP_S if self.sights.complete else service.LOOK_EVERY_S)
+            if self.sights.why and not self._blind:
+                self._blind = True
+                self.agent.log.warning("blind", error=self.sights.why)
             self.broken.clear()  # a person may have mended them meanwhile
         self._open_goals(full)
         for name in self._outboxes(full):
@@ -150,19 +143,10 @@ class Router:
 
     def _outboxes(self, full: bool) -> list[str]:
         changed, self._changed = self._changed, set()
-        if not full:
-            # Agents that are new since the last look have no watch yet; pool agents are few and looked at always.
-            return sorted(changed | {name for names in self.pools.values() for name in names})
-        names = agents.names(self.home)
-        if self.watch is not None:
-            for name in names:
-                if name not in self.watched:
-                    try:
-                        self.watch.add(self.home.agent(name).outbox, watch.ARRIVALS, name)
-                        self.watched.add(name)
-                    except OSError as error:
-                        self.agent.log.warning("not_watched", name=name, error=str(error))
-        return names
+        if full:
+            return agents.names(self.home)
+        # Those of the pools are few and looked at always: a report may have been left until its goal could be opened.
+        return sorted(changed | {name for names in self.pools.values() for name in names})
 
     def _open_goals(self, full: bool) -> None:
         self._call_back(goals.names(self.home) if full else sorted(self._asked))
@@ -179,11 +163,7 @@ class Router:
             except Exception as error:
                 self._set_aside(name, error)
                 continue
-            if self.watch is not None:
-                try:
-                    self.watch.add(self.home.goal(name).control, watch.ARRIVALS, self.home.goal(name).path)
-                except OSError as error:
-                    self.agent.log.warning("not_watched", name=name, error=str(error))
+            self.sights.watch_goal(name)
 
     def _call_back(self, names: Sequence[str]) -> None:
         """Goals that have ended and are asked for something all the same: their marker would hide them."""

@@ -61,7 +61,7 @@ def _goal(check: Check, goal: GoalDir) -> Findings:
             return  # what it comes to is seen when that is mended
     faults = _audit(check, goal)
     for fault in faults:
-        yield person(goal.journal, fault, "bring the journal back from a copy")
+        yield _damaged(check, goal, fault)
     if faults:
         return
     yield from _followed(check, goal, derived=not locks.is_held(lock))
@@ -75,6 +75,22 @@ def _audit(check: Check, goal: GoalDir) -> list[str]:
         if not faults:
             break
     return faults
+
+
+def _damaged(check: Check, goal: GoalDir, fault: str) -> Finding:
+    """What is wrong with a journal, and what a person may do: whether it was a power cut only they know."""
+    try:
+        line = journal.hole(goal.journal, check.home.head(goal.id))
+    except (FileNotFoundError, fs.NotRegular):
+        line = None
+    if line is None:
+        return person(goal.journal, fault, "bring the journal back from a copy")
+    return person(
+        goal.journal,
+        f"{fault}; line {line} holds zeros, as a power cut may leave them, and good records stand behind it",
+        f"bring the journal back from a copy; or, if the power failed while it was written, keep its first {line - 1} "
+        "lines only: what follows had not taken effect",
+    )
 
 
 def _torn(check: Check, goal: GoalDir) -> Finding | None:

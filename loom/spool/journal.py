@@ -261,6 +261,20 @@ def torn_bytes(path: Path) -> int:
     return len(data) - good
 
 
+def hole(path: Path, head: Path) -> int | None:
+    """The line that holds zeros and has good records behind it, from 1, when a power cut may have left it; else None.
+
+    It may where no noted head says that the line had been synced. Then nothing from there on had taken effect, since a
+    sync behind it would have covered it too. It need not have been a power cut: nothing is cut off by itself.
+    """
+    lines, _ = ndjson.whole_lines(fs.read(path))
+    number = next((n for n, line in enumerate(lines, 1) if not _is_event(line)), len(lines) + 1)
+    if not any(_is_event(line) for line in lines[number:]) or b"\0" not in lines[number - 1]:
+        return None
+    noted = read_head(head)
+    return number if noted is None or noted[0] < number else None
+
+
 def read_head(path: Path) -> tuple[int, str] | None:
     """{seq, hash} as noted, or None."""
     try:

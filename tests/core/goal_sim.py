@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loom.core.goal.check import check
-from loom.core.goal.decide import Decision, Dispatch, Propose, decide
+from loom.core.goal.decide import decide
+from loom.core.goal.decisions import Decision, Dispatch, Propose
 from loom.core.goal.reduce import fold, reduce
 from loom.core.goal.state import GoalState, OrderState, from_json, to_json
 from loom.core.plan import overlaps
@@ -357,6 +358,8 @@ class Monitor:
         assert not [o for o in self.open.values() if o["subtask"]], "a new plan while the old one is carried out"
         self.plans += 1
         assert self.plans <= 1 + self.max_replans
+        failed = {n: s for n, s in self.plan.items() if n not in self.applied}
+        assert {s["id"]: s for s in data["subtasks"]} != failed, "a plan that has failed is tried again as it is"
         self.plan = {n: s for n, s in self.plan.items() if n in self.applied}
         for raw in data["subtasks"]:
             assert raw["id"] not in self.applied, "a finished subtask is planned again"

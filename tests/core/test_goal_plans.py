@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from goal_sim import World, spec, subtask
 
+from loom.core.goal.check import check
+
 CYCLE = {"plan": {"subtasks": [subtask("a", "b"), subtask("b", "a")]}}
 
 
@@ -161,3 +163,49 @@ def test_the_reply_to_an_older_question_is_stale():
     world.report(order, CYCLE)
     world.settle()
     assert world.state.subtasks == before.subtasks and world.state.version == 1
+
+
+HOPELESS = {"plan": {"subtasks": [subtask("a"), subtask("b", "a")]}}
+SAME = "the plan has the same subtasks as the one that has just failed: it is no other way"
+
+
+def test_the_plan_that_has_just_failed_is_not_tried_again_and_the_planner_is_told_why():
+    world = begun()
+    world.answer("plan", data=HOPELESS)
+    block(world, "a")
+    assert told(world)["refused"] == []
+    world.answer("plan", data=HOPELESS)
+    assert told(world)["refused"] == [SAME] and world.open("prepare") == []
+    world.answer("plan", data={"plan": {"subtasks": [subtask("a", instruction="do a otherwise"), subtask("b", "a")]}})
+    world.finish()
+    assert world.state.status == "completed" and world.types().count("plan.accepted") == 2
+
+
+@pytest.mark.parametrize("killed_after", [None, 0, 1, 2])
+def test_said_twice_it_ends_the_goal_and_the_reason_names_what_failed(killed_after: int | None):
+    world = begun()
+    world.answer("plan", data=HOPELESS)
+    block(world, "a", "no such tool")
+    world.answer("plan", data=HOPELESS)
+    world.report(world.one("plan"), HOPELESS)
+    world.settle(killed_after)
+    assert world.state.status == "failed"
+    assert world.state.reason == f"no other way was found: {SAME}; a blocked: no such tool"
+    assert len(world.of("subtask.blocked")) == 1 and world.types().count("plan.accepted") == 1
+
+
+def test_what_was_finished_meanwhile_makes_no_other_plan():
+    world = begun()
+    world.answer("plan", data=HOPELESS)
+    world.complete("a")
+    block(world, "b")
+    world.answer("plan", data=HOPELESS)
+    assert told(world)["refused"] == [SAME]
+
+
+def test_nobody_else_brings_such_a_plan_into_the_journal_either():
+    world = begun()
+    world.answer("plan", data=HOPELESS)
+    block(world, "a")
+    again = {"version": 2, "degraded": False, "subtasks": HOPELESS["plan"]["subtasks"]}
+    assert check(world.state, "plan.accepted", again) == [SAME]

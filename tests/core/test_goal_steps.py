@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from goal_sim import MODELS, TIMEOUT_US, World, digest, spec, subtask
 
-from loom.core.goal.decide import READ_TOOLS, WRITE_TOOLS
+from loom.core.goal.subtasks import READ_TOOLS, WRITE_TOOLS
 
 ALL = ("prepare", "execute", "inspect", "verify", "apply")
 

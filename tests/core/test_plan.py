@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -147,3 +148,74 @@ def test_a_chain_of_thousands_is_no_problem():
     edges = {f"s{n}": [f"s{n + 1}"] for n in range(20_000)}
     assert find_cycle(edges) == []
     assert len(find_cycle({**edges, "s20000": ["s0"]})) == 20_002
+
+
+PARTS = st.sampled_from(["one", "two", "three"])
+
+
+@st.composite
+def plans_without_fault(draw: st.DrawFn) -> tuple[Subtask, ...]:
+    names = draw(st.lists(st.sampled_from("abcdef"), min_size=1, unique=True))
+    made: list[Subtask] = []
+    for name in names:
+        earlier = st.lists(st.sampled_from([s.id for s in made]), max_size=3, unique=True) if made else st.just([])
+        made.append(
+            Subtask(
+                name,
+                draw(PARTS),
+                f"do {draw(PARTS)}",
+                tuple(draw(earlier)),
+                acceptance=tuple(draw(st.lists(PARTS, max_size=2, unique=True))),
+                deliverables=tuple(f"{name}/{n}" for n in draw(st.lists(PARTS, max_size=2, unique=True))),
+                reads=tuple(draw(st.lists(PARTS, max_size=2, unique=True))),
+                tier=draw(st.integers(1, 3)),
+            )
+        )
+    return tuple(made)
+
+
+def judge_anew(new: Collection[Subtask], failed: Collection[Subtask]) -> list[str]:
+    return refusals(Plan(tuple(new)), 10, {}, {s.id: s for s in failed})
+
+
+@given(st.data(), plans_without_fault())
+def test_the_same_work_is_refused_whatever_it_is_called_and_however_it_is_ordered(
+    data: st.DataObject, failed: tuple[Subtask, ...]
+):
+    called = {s.id: f"x{n}" for n, s in enumerate(failed)}
+    renamed = [
+        replace(s, id=called[s.id], title="other words", depends_on=tuple(called[d] for d in reversed(s.depends_on)))
+        for s in failed
+    ]
+    (reason,) = judge_anew(data.draw(st.permutations(renamed)), failed)
+    assert reason.startswith("the plan has the same subtasks as the one that has just failed")
+
+
+@given(st.data(), plans_without_fault())
+def test_anything_that_is_done_otherwise_is_another_plan(data: st.DataObject, failed: tuple[Subtask, ...]):
+    subtask = data.draw(st.sampled_from(failed))
+    changed = data.draw(
+        st.sampled_from(
+            [
+                replace(subtask, instruction=f"{subtask.instruction} with care"),
+                replace(subtask, acceptance=(*subtask.acceptance, "it is short")),
+                replace(subtask, deliverables=(*subtask.deliverables, "more.md")),
+                replace(subtask, reads=(*subtask.reads, "more.md")),
+                replace(subtask, tier=subtask.tier % 3 + 1),
+                replace(subtask, level=1),
+            ]
+        )
+    )
+    assert judge_anew([changed if s is subtask else s for s in failed], failed) == []
+    less = [replace(s, depends_on=()) for s in failed if s is not subtask]
+    assert less == [] or judge_anew(less, failed) == []
+
+
+def test_an_order_of_work_that_was_not_there_before_is_another_plan():
+    failed = [sub("a"), sub("b")]
+    assert judge_anew([sub("a"), sub("b", "a")], failed) == []
+    assert judge_anew([sub("a", "b"), sub("b")], [sub("a"), sub("b", "a")]) == []
+
+
+def test_a_first_plan_is_like_no_other():
+    assert judge_anew([sub("a")], []) == []

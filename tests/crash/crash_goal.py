@@ -146,9 +146,7 @@ def _router(home: Path) -> Router:
     agent = Agent(Home(home), directory, agents.read_spec(directory), _Silent(directory.logs), Stopping())
     make = partial(GOAL_CLASS, clock_ns=lambda: NOW_NS + next(numbers) * 1_000_000, draw=draw)
     router = Router(agent, BOOT, make)
-    if router.watch is not None:
-        router.watch.close()
-        router.watch = None  # it looks everywhere each time
+    router.sights.close()  # it looks everywhere each time
     return router
 
 

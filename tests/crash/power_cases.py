@@ -41,7 +41,21 @@ from loom.daemons.service import Agent, Done, MailboxLoop
 from loom.models.builtin import echo  # noqa: F401
 from loom.proc import toolbox, toolcall
 from loom.proc.stopping import Stopping
-from loom.spool import agents, blobs, bodies, crashes, fs, goals, journal, locks, mailbox, ndjson, secrets, trees
+from loom.spool import (
+    agents,
+    blobs,
+    bodies,
+    crashes,
+    differences,
+    fs,
+    goals,
+    journal,
+    locks,
+    mailbox,
+    ndjson,
+    secrets,
+    trees,
+)
 from loom.spool.home import open_home
 from loom.spool.layout import Box, Home
 from loom.spool.turns import Turn
@@ -371,9 +385,7 @@ def _router(home: Path, numbers: Iterator[int]) -> Router:
 
     make = partial(Goal, clock_ns=lambda: NOW_NS + next(numbers) * 1_000_000, draw=draw)
     router = Router(_agent(home, "router"), BOOT, make)
-    if router.watch is not None:
-        router.watch.close()
-        router.watch = None
+    router.sights.close()
     return router
 
 
@@ -768,9 +780,9 @@ def _deeds(root: Path) -> None:
         fs.sync_tree(tree)
         tell("write")
     if "inspect" not in told:
-        changes = trees.compare(trees.scan(goal.workspace), trees.scan(tree))
-        trees.store(home.blobs, goal.workspace, tree, changes)
-        tell("inspect", keeper._put(trees.changes_to_json(changes)))
+        changes = differences.compare(trees.scan(goal.workspace), trees.scan(tree))
+        differences.store(home.blobs, goal.workspace, tree, changes)
+        tell("inspect", keeper._put(differences.changes_to_json(changes)))
     if "apply" not in told:
         assert keeper.apply(goal, {"changes": told["inspect"], **place})["conflicts"] == []
         tell("apply")

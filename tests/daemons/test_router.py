@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, wait_until
 
 from loom.daemons.goalkeeping import Goal
 from loom.spool import agents, fs, goals, journal, mailbox
@@ -192,3 +193,65 @@ def test_the_name_of_a_goal_is_durable_before_anything_is_done_for_it(home: Home
     Goal(home, goal, {"agent": "router", "pid": 1, "start": 1}).close()
     assert str(goal.journal) in made
     assert made.index(str(home.goals)) < made.index(str(goal.journal))
+
+
+# Looks only when it is rung or hears of a change: all of it within an hour of the first look comes by an event.
+ALERT = """
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from loom.daemons import router
+router.SWEEP_S = 3600.0
+sys.exit(router.serve_router(Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture
+def alert(home: Home) -> Iterator[subprocess.Popen[bytes]]:
+    """A router that has had its look everywhere, under a supervisor: without one it would look every two seconds."""
+    settled = reply(home, "a", to="b")
+    ready, ready_w = os.pipe()
+    alone, alone_w = os.pipe()
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LOOM_HOME": str(home.path)}
+    env |= {"LOOM_READY_FD": str(ready_w), "LOOM_ALONE_FD": str(alone)}
+    command = [sys.executable, "-c", ALERT, str(home.agent("router").path)]
+    child = subprocess.Popen(command, env=env, pass_fds=(ready_w, alone))
+    for fd in (ready_w, alone):
+        os.close(fd)
+    assert os.read(ready, 1) == b"\n"
+    wait_until(lambda: home.agent("a").sent(settled).exists())
+    try:
+        yield child
+    finally:
+        child.terminate()
+        assert child.wait(30) == 0
+        os.close(ready)
+        os.close(alone_w)
+
+
+def test_an_agent_made_while_the_router_runs_is_heard_at_once(home: Home, alert: subprocess.Popen[bytes]):
+    agents.create(home, AgentSpec("late", "builtin/echo"), "", "down")
+    stem = reply(home, "late", to="b")
+    wait_until(lambda: home.agent("late").sent(stem).exists())
+    assert stem in inbox(home.agent("b"))
+
+
+def test_so_is_one_made_anew_under_the_name_of_one_that_was_removed(home: Home, alert: subprocess.Popen[bytes]):
+    fs.move(home.agent("a").path, home.agents / ".tmp-a")
+    agents.create(home, AgentSpec("a", "builtin/echo"), "", "down")
+    fs.remove_tree(home.agents / ".tmp-a")
+    stem = ids.reply_stem("a", REQUEST, 1)
+    mailbox.answer(home.agent("a"), stem, Message(ids.ulid_of(stem), from_="a", ts_ms=1, body="again", to="c"))
+    wait_until(lambda: home.agent("a").sent(stem).exists())
+    assert stem in inbox(home.agent("c"))
+
+
+def test_so_is_one_whose_directory_lay_there_before_it(home: Home, alert: subprocess.Popen[bytes]):
+    (home.agent("pipe").path / "logs").mkdir(parents=True)  # what a filter of this name leaves
+    stem = ids.reply_stem("a", REQUEST, 2)
+    mailbox.answer(home.agent("a"), stem, Message(ids.ulid_of(stem), from_="a", ts_ms=1, body="so far", to="c"))
+    wait_until(lambda: home.agent("a").sent(stem).exists())
+    agents.create(home, AgentSpec("pipe", "builtin/echo"), "", "down")
+    late = reply(home, "pipe", to="b")
+    wait_until(lambda: home.agent("pipe").sent(late).exists())
+    assert late in inbox(home.agent("b"))

@@ -124,9 +124,7 @@ def route_all(home: Home) -> None:
     process = Process(home, "router")
     router = Router(process.agent, process.me)
     try:
-        if router.watch is not None:
-            router.watch.close()
-            router.watch = None
+        router.sights.close()  # it looks everywhere each time
         router.sweep()
     finally:
         router.close()

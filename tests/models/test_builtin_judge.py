@@ -29,12 +29,14 @@ SOURCES = {"a/mail.md": MAIL, "b/keys.md": KEYS, "c/table.md": TABLE}
 
 
 def good_digest(path: str = "a/mail.md") -> tuple[dict[str, str | None], dict[str, str | None]]:
-    return {"digest/x.md": executor.digest({path: SOURCES[path]})[0]}, {path: SOURCES[path]}
+    return {"digest/x.md": executor.digest({path: SOURCES[path]}, "digest/x.md")[0]}, {path: SOURCES[path]}
 
 
 def good_whole() -> tuple[dict[str, str | None], dict[str, str | None]]:
-    digests = {f"digest/{i}.md": executor.digest({p: t})[0] for i, (p, t) in enumerate(SOURCES.items())}
-    text, _ = executor.whole(digests, sorted(SOURCES))
+    digests = {
+        f"digest/{i}.md": executor.digest({p: t}, f"digest/{i}.md")[0] for i, (p, t) in enumerate(SOURCES.items())
+    }
+    text, _ = executor.whole(digests, sorted(SOURCES), "DIGEST.md")
     return {"DIGEST.md": text}, {**SOURCES, **digests}
 
 
@@ -71,7 +73,7 @@ def test_good_digests_pass_without_a_finding() -> None:
 
 
 def test_a_group_of_documents_in_one_digest_passes() -> None:
-    assert judge_digest({"digest/part-01.md": executor.digest(SOURCES)[0]}, SOURCES, False) == []
+    assert judge_digest({"digest/part-01.md": executor.digest(SOURCES, "digest/part-01.md")[0]}, SOURCES, False) == []
 
 
 def break_digest(old: str, new: str) -> list[Finding]:
@@ -259,10 +261,10 @@ def test_a_draft_is_digested_without_its_gaps() -> None:
     text = (
         "# [TODO] title\n\nLorem ipsum dolor sit amet.\n\nThe price is [INSERT price] euros. " + MAIL.split("\n", 1)[1]
     )
-    digest, _ = executor.digest({"a.md": text})
+    digest, _ = executor.digest({"a.md": text}, "digest/a.md")
     assert "TODO" not in digest and "INSERT" not in digest and "Lorem" not in digest
     assert judge_digest({"digest/a.md": digest}, {"a.md": text}, False) == []
-    gaps, _ = executor.digest({"a.md": "Lorem ipsum dolor sit amet."})
+    gaps, _ = executor.digest({"a.md": "Lorem ipsum dolor sit amet."}, "digest/a.md")
     assert NO_SENTENCES in gaps
     assert judge_digest({"digest/a.md": gaps}, {"a.md": "Lorem ipsum dolor sit amet."}, False) == []
 
@@ -271,7 +273,7 @@ def test_a_draft_is_digested_without_its_gaps() -> None:
 def test_nasty_documents_have_digests_that_pass_and_stand_in_them(name: str) -> None:
     path = f"docs/{name.replace(' ', '-')}.md"
     text = NASTY[name]
-    digest, _ = executor.digest({path: text})
+    digest, _ = executor.digest({path: text}, "digest/x.md")
     assert judge_digest({"digest/n.md": digest}, {path: text}, False) == []
     keys = {key(s.text) for s in markup.read(text).sentences}
     [part] = parse(digest).parts
@@ -287,9 +289,9 @@ some_text = st.one_of(st.text(max_size=300), st.sampled_from(sorted(NASTY.values
 @given(st.dictionaries(some_paths, some_text, min_size=1))
 @settings(deadline=None, max_examples=150)
 def test_whatever_is_digested_passes(texts: dict[str, str]) -> None:
-    digests = {f"digest/{i}.md": executor.digest({p: t})[0] for i, (p, t) in enumerate(texts.items())}
+    digests = {f"digest/{i}.md": executor.digest({p: t}, f"digest/{i}.md")[0] for i, (p, t) in enumerate(texts.items())}
     for i, (path, text) in enumerate(texts.items()):
         assert judge_digest({f"digest/{i}.md": digests[f"digest/{i}.md"]}, {path: text}, False) == []
-    whole, _ = executor.whole(digests, sorted(texts))
+    whole, _ = executor.whole(digests, sorted(texts), "DIGEST.md")
     assert judge_digest({"DIGEST.md": whole}, {**texts, **digests}, True) == []
-    assert whole == executor.whole(dict(reversed(digests.items())), sorted(texts, reverse=True))[0]
+    assert whole == executor.whole(dict(reversed(digests.items())), sorted(texts, reverse=True), "DIGEST.md")[0]

@@ -517,6 +517,20 @@ def damaged_journal(w: World) -> Path:
     return w.goal.journal
 
 
+def journal_with_hole(w: World, record: int = 4) -> Path:
+    """Zeros in the place of the end of one record and the beginning of the next, with two good records behind."""
+    book = journal.Journal(w.goal.journal, w.home.blobs, w.home.head(GOAL))
+    for _ in range(4):
+        book.stage("reply.stale", {"agent": "router"}, f"seq:{book.seq}", {"agent": "a", "reply": "x" * 100})
+    book.sync()
+    book.close()
+    lines = w.goal.journal.read_bytes().splitlines(keepends=True)
+    place = sum(map(len, lines[:record])) - 50
+    data = b"".join(lines)
+    w.goal.journal.write_bytes(data[:place] + bytes(100) + data[place + 100 :])
+    return w.goal.journal
+
+
 def cut_journal(w: World) -> Path:
     """The head leads."""
     lines = w.goal.journal.read_bytes().splitlines(keepends=True)
@@ -578,9 +592,9 @@ TOLD = [
     record_without_message, record_unreadable, foreign_among_failed, reply_without_request, wrong_day, no_day, no_turn,
     foreign_in_day, damaged_turn, turn_without_blob, body_without_blob, damaged_conversation, no_conversation, no_agent,
     foreign_file, link_in_agent, fifo_in_agent, socket_in_agent, broken_agent, agent_as_link, mail_without_agent,
-    no_filter, no_goal, broken_goal, foreign_control, damaged_journal, cut_journal, lost_journal, head_of_nothing,
-    lost_blob, damaged_blob, damaged_blob_aside, foreign_blob, foreign_shard, broken_config, broken_routes,
-    foreign_at_the_top, place_as_file,
+    no_filter, no_goal, broken_goal, foreign_control, damaged_journal, journal_with_hole, cut_journal, lost_journal,
+    head_of_nothing, lost_blob, damaged_blob, damaged_blob_aside, foreign_blob, foreign_shard, broken_config,
+    broken_routes, foreign_at_the_top, place_as_file,
 ]  # fmt: skip
 
 
@@ -593,6 +607,23 @@ def test_what_holds_somebodys_words_is_told_and_not_touched(world: World, injure
     assert world.check(repair=True) == [told]
     after = {p: v for p, v in picture(world.home.path).items() if not p.endswith(("tidy.lock", "/lock"))}
     assert after == {p: v for p, v in before.items() if not p.endswith("/lock")}
+
+
+def test_what_to_keep_of_a_journal_with_a_hole_that_a_power_cut_may_have_left_is_said(world: World):
+    path = journal_with_hole(world)
+    (told,) = world.check()
+    assert "line 4 holds zeros" in told.what and "first 3 lines" in told.todo
+    with pytest.raises(journal.JournalDamaged, match="good records follow"):
+        journal.Journal(path, world.home.blobs, world.home.head(GOAL))
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    assert world.check() == []
+    assert [e.seq for e in journal.read(path, world.home.blobs)] == [1, 2, 3]
+
+
+def test_a_hole_in_what_had_been_synced_is_no_power_cut(world: World):
+    journal_with_hole(world, record=2)  # the head was noted at record 2
+    (told,) = world.check()
+    assert told.todo == "bring the journal back from a copy"
 
 
 def test_a_newer_home_is_refused_and_none_is_not_made(tmp_path: Path, world: World):

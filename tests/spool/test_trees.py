@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loom.spool import fs, trees
-from loom.spool.trees import LINK, Applied, Change
+from loom.spool import differences, fs, trees
+from loom.spool.differences import Applied, Change
+from loom.spool.trees import LINK
 from loom.wire.errors import BadInput, NotFound
 from loom.wire.jsontext import dumps, loads_object
 
@@ -89,10 +90,10 @@ def look(root: Path) -> Tree:
 
 def difference(room: Callable[[], Path], before: Path, after: Path) -> tuple[list[Change], Path]:
     """What turns one tree into the other, as it comes back from JSON, and where its bytes are."""
-    changes = trees.compare(trees.scan(before), trees.scan(after))
+    changes = differences.compare(trees.scan(before), trees.scan(after))
     blobs = room()
-    trees.store(blobs, before, after, changes)
-    return trees.changes_from_json(loads_object(dumps(trees.changes_to_json(changes)))), blobs
+    differences.store(blobs, before, after, changes)
+    return differences.changes_from_json(loads_object(dumps(differences.changes_to_json(changes)))), blobs
 
 
 # -- copy, scan, compare --------------------------------------------------------------------------------------------
@@ -106,13 +107,13 @@ def test_a_copy_is_the_same_tree_and_its_manifest_is_what_a_scan_finds(room: Cal
     assert look(target) == tree and manifest == trees.scan(target) == trees.scan(source)
     assert list(manifest) == sorted(manifest)
     assert trees.manifest_from_json(loads_object(dumps(trees.manifest_to_json(manifest)))) == manifest
-    assert trees.compare(manifest, trees.scan(target)) == []
+    assert differences.compare(manifest, trees.scan(target)) == []
 
 
 @given(some_trees(), some_trees())
 @PROFILE
 def test_what_differs_is_named_and_nothing_else(room: Callable[[], Path], one: Tree, other: Tree):
-    changes = trees.compare(trees.scan(build(room(), one)), trees.scan(build(room(), other)))
+    changes = differences.compare(trees.scan(build(room(), one)), trees.scan(build(room(), other)))
     assert [c.path for c in changes] == sorted(p for p in one.keys() | other.keys() if one.get(p) != other.get(p))
 
 
@@ -191,10 +192,10 @@ def test_what_vanishes_while_it_is_copied_is_left_out(tmp_path: Path, monkeypatc
 def test_a_tree_that_is_still_being_written_is_noticed(tmp_path: Path):
     before, after = build(tmp_path / "b", {}), build(tmp_path / "a", {"x": (b"1", 0o644)})
     (before).mkdir(exist_ok=True)
-    changes = trees.compare(trees.scan(before), trees.scan(after))
+    changes = differences.compare(trees.scan(before), trees.scan(after))
     (after / "x").write_bytes(b"2")
     with pytest.raises(BadInput, match="x changed while it was inspected"):
-        trees.store(tmp_path / "blobs", before, after, changes)
+        differences.store(tmp_path / "blobs", before, after, changes)
 
 
 # -- apply ----------------------------------------------------------------------------------------------------------
@@ -207,10 +208,10 @@ def test_changes_turn_one_tree_into_the_other_and_nothing_happens_the_second_tim
 ):
     before, after = build(room(), one), build(room(), other)
     changes, blobs = difference(room, before, after)
-    applied = trees.apply(before, changes, blobs, "g")
+    applied = differences.apply(before, changes, blobs, "g")
     assert applied == Applied(tuple(c.path for c in changes), ())
     assert look(before) == other
-    assert trees.apply(before, changes, blobs, "g") == Applied((), ())
+    assert differences.apply(before, changes, blobs, "g") == Applied((), ())
     assert look(before) == other
 
 
@@ -222,7 +223,7 @@ def test_a_conflict_writes_nothing_and_without_one_the_rest_is_untouched(
     """The tree is a third one: what it has in common with the first may be changed."""
     changes, blobs = difference(room, build(room(), one), build(room(), other))
     root = build(room(), third)
-    applied = trees.apply(root, changes, blobs, "g")
+    applied = differences.apply(root, changes, blobs, "g")
     if applied.conflicts:
         assert look(root) == third and applied.written == ()
         return
@@ -268,12 +269,12 @@ def test_killed_anywhere_and_applied_again_it_is_the_same_tree(
     for n in (first, second):
         try:
             fs.calls = Knife(n)
-            trees.apply(before, changes, blobs, "g")
+            differences.apply(before, changes, blobs, "g")
         except Killed:
             pass
         finally:
             fs.calls = usual
-    assert trees.apply(before, changes, blobs, "g").conflicts == ()
+    assert differences.apply(before, changes, blobs, "g").conflicts == ()
     assert look(before) == other
 
 
@@ -292,9 +293,9 @@ def test_files_links_directories_and_modes_turn_into_each_other(tmp_path: Path, 
     (tmp_path / "one").mkdir()
     (tmp_path / "other").mkdir()
     before, after = build(tmp_path / "one", one), build(tmp_path / "other", other)
-    changes = trees.compare(trees.scan(before), trees.scan(after))
-    trees.store(tmp_path / "blobs", before, after, changes)
-    assert trees.apply(before, changes, tmp_path / "blobs", "g").conflicts == ()
+    changes = differences.compare(trees.scan(before), trees.scan(after))
+    differences.store(tmp_path / "blobs", before, after, changes)
+    assert differences.apply(before, changes, tmp_path / "blobs", "g").conflicts == ()
     assert look(before) == other
 
 
@@ -302,16 +303,16 @@ def make_file(root: Path) -> Path:
     """Changes that make `a/b` a file `new` over nothing, with its bytes below `root`."""
     after = build(root / "after", {"a/b": (b"new", 0o644)})
     (root / "before").mkdir()
-    changes = trees.compare({}, trees.scan(after))
-    trees.store(root / "blobs", root / "before", after, changes)
-    trees_json = dumps(trees.changes_to_json(changes))
+    changes = differences.compare({}, trees.scan(after))
+    differences.store(root / "blobs", root / "before", after, changes)
+    trees_json = dumps(differences.changes_to_json(changes))
     (root / "changes").write_bytes(trees_json)
     return root
 
 
 def apply_file(root: Path, target: Path, **options: Any) -> Applied:
-    changes = trees.changes_from_json(loads_object((root / "changes").read_bytes()))
-    return trees.apply(target, changes, root / "blobs", "g", **options)
+    changes = differences.changes_from_json(loads_object((root / "changes").read_bytes()))
+    return differences.apply(target, changes, root / "blobs", "g", **options)
 
 
 @pytest.mark.parametrize("there", [
@@ -336,11 +337,11 @@ def test_a_fifo_in_the_way_is_a_conflict(tmp_path: Path, place: str):
 
 def test_a_fifo_in_place_of_what_would_be_removed_is_not_built_upon(tmp_path: Path):
     before, after = build(tmp_path / "b", {"a": (b"1", 0o644)}), build(tmp_path / "n", {"a/x": (b"1", 0o644)})
-    changes = trees.compare(trees.scan(before), trees.scan(after))
-    trees.store(tmp_path / "blobs", before, after, changes)
+    changes = differences.compare(trees.scan(before), trees.scan(after))
+    differences.store(tmp_path / "blobs", before, after, changes)
     (before / "a").unlink()
     os.mkfifo(before / "a")
-    assert trees.apply(before, changes, tmp_path / "blobs", "g").conflicts == ("a/x",)
+    assert differences.apply(before, changes, tmp_path / "blobs", "g").conflicts == ("a/x",)
 
 
 def test_empty_directories_and_what_a_killed_write_left_are_no_conflict(tmp_path: Path):
@@ -375,9 +376,9 @@ def test_in_a_persons_tree_files_keep_their_mode_and_links_are_not_asked_for_the
     before, after = build(tmp_path / "b", one), build(tmp_path / "n", other)
     build(before, {"outside": (b"o", 0o777)})
     build(after, {"outside": (b"o", 0o777)})
-    changes = trees.compare(trees.scan(before), trees.scan(after))
-    trees.store(tmp_path / "blobs", before, after, changes)
-    trees.apply(before, changes, tmp_path / "blobs", "g", umask=0o022)
+    changes = differences.compare(trees.scan(before), trees.scan(after))
+    differences.store(tmp_path / "blobs", before, after, changes)
+    differences.apply(before, changes, tmp_path / "blobs", "g", umask=0o022)
     found = look(before)
     assert found["kept"] == (b"2", 0o640) and found["was-link"] == (b"2", 0o644)
     assert found["run"] == (b"1", 0o700) and found["new"] == (b"3", 0o755)

@@ -137,7 +137,7 @@ def _plan_accepted(state: GoalState, data: Data) -> list[str]:
     plan, faults = plans.decode(data)
     if plan is None:
         return faults
-    return plan_refusals(plan, state.spec.limits.max_subtasks, state.finished())
+    return plan_refusals(plan, state.spec.limits.max_subtasks, state.finished(), state.unfinished())
 
 
 def _verdict(state: GoalState, data: Data) -> list[str]:

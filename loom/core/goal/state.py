@@ -137,6 +137,19 @@ class GoalState:
         """The applied subtasks by id: no new plan changes them."""
         return {name: sub.spec for name, sub in self.subtasks.items() if sub.status == "applied"}
 
+    def unfinished(self) -> dict[str, Subtask]:
+        """The other subtasks by id: what is left of the plan."""
+        return {name: sub.spec for name, sub in self.subtasks.items() if sub.status != "applied"}
+
+    def is_ready(self, sub: SubState) -> bool:
+        """Whether all that a subtask depends on is applied."""
+        return all(d in self.subtasks and self.subtasks[d].status == "applied" for d in sub.spec.depends_on)
+
+    def obstacle(self) -> str:
+        """The first subtask that stands in the way, and why. There is one."""
+        worst = next(s for s in self.subtasks.values() if s.status in ("failed", "blocked"))
+        return f"{worst.spec.id} {worst.status}: {worst.reason}"
+
     def open_orders(self) -> list[OrderState]:
         """Dispatched and not reported, oldest first."""
         return [o for o in self.orders.values() if not o.reported]

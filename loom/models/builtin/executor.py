@@ -1,18 +1,21 @@
 """builtin/executor: summarises documents through the tools it is given, and can do nothing else.
 
 A digest subtask reads documents and writes one file; the synthesis reads the digests and writes the digest of all.
-Every sentence is the source's own (loom.models.builtin.digest has the form). Whatever it is asked for beyond that,
-and every document it cannot read and write it may not do, it answers as blocked with the reason, never as done.
+Every sentence is the source's own (loom.models.builtin.digest has the form), and its links lead where they led.
+Whatever it is asked for beyond that, and every document it cannot read and write it may not do, it answers as blocked
+with the reason, never as done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from loom.models.builtin import markup, orders
 from loom.models.builtin.conversation import READ, WRITE, Builtin, Step, Transcript, answer_json
 from loom.models.builtin.digest import (
     FOLDER,
+    Item,
     Part,
     as_sentences,
     is_digest,
@@ -24,6 +27,7 @@ from loom.models.builtin.digest import (
     size,
     title_of,
 )
+from loom.models.builtin.links import moved
 from loom.models.builtin.rank import choose, distinct, summarise
 from loom.models.builtin.text import Sentence, is_binary
 from loom.wire.chat import ChatRequest
@@ -60,9 +64,9 @@ def _next_step(transcript: Transcript, order: orders.Order) -> Step:
         return step
     texts = {path: _text(transcript, path) for path in wanted}
     if order.has("synthesis"):
-        content, summary = whole(texts, [p for p in reads if p not in texts])
+        content, summary = whole(texts, [p for p in reads if p not in texts], target)
     else:
-        content, summary = digest(texts)
+        content, summary = digest(texts, target)
     return _write(transcript, target, content) or answer_json(
         {"status": "done", "summary": summary, "deliverables": [target]}, summary
     )
@@ -118,8 +122,11 @@ def _write(transcript: Transcript, path: str, content: str) -> Step | None:
 # --- the work itself --------------------------------------------------------------------------------------------
 
 
-def digest(texts: Mapping[str, str]) -> tuple[str, str]:
-    """The digest of the documents by path, in path order, and a line that says how much was taken."""
+def digest(texts: Mapping[str, str], target: str) -> tuple[str, str]:
+    """The digest of the documents by path, in path order, and a line that says how much was taken.
+
+    target  the file it is for: links lead from there
+    """
     parts: list[str] = []
     taken = total = 0
     for path in sorted(texts):
@@ -127,19 +134,23 @@ def digest(texts: Mapping[str, str]) -> tuple[str, str]:
         sentences = quotable(document)
         count = distinct(sentences)
         chosen = summarise(sentences, size(count))
-        parts.append(render_part(title_of(document, path), path, (s.text for s in chosen)))
+        parts.append(render_part(title_of(document, path), path, (moved(s.text, path, target) for s in chosen)))
         taken, total = taken + len(chosen), total + count
     which = next(iter(texts)) if len(texts) == 1 else f"{len(texts)} documents"
     return "\n".join(parts), f"Digest of {which}: {taken} of {total} sentences."
 
 
-def whole(digests: Mapping[str, str], documents: Sequence[str]) -> tuple[str, str]:
-    """The digest of all `documents` from their digests by path, and a line that says what it holds."""
+def whole(digests: Mapping[str, str], documents: Sequence[str], target: str) -> tuple[str, str]:
+    """The digest of all `documents` from their digests by path, and a line that says what it holds.
+
+    target  the file it is for: links lead from there
+    """
     found: dict[str, Part] = {}
-    for text in (digests[path] for path in sorted(digests)):
-        for part in parse(text).parts:
-            if part.source:
-                found.setdefault(part.source, part)
+    for path in sorted(digests):
+        for part in parse(digests[path]).parts:
+            if part.source and part.source not in found:
+                items = [Item(i.line, moved(i.text, path, target)) for i in part.items]
+                found[part.source] = replace(part, items=items)
     if missing := [path for path in documents if path not in found]:
         raise Blocked(f"no digest has a section for {', '.join(missing)}")
     parts = [found[path] for path in sorted(documents or found)]

@@ -3,7 +3,8 @@
 Enters: texts by path, None for a file that is not there or cannot be read. Leaves: findings, each with the line it
 is about. A digest is refused when a document has no section or an empty one, when a sentence is in no source, or in
 another than its section names, or is only a piece of one, and when something of its form (loom.models.builtin.digest)
-is missing or cut off. Nothing is refused for being written by another author than the built-in executor.
+is missing or cut off. A link that does not lead where that of its source leads is told, and refuses nothing. Nothing
+is refused for being written by another author than the built-in executor.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from loom.models.builtin.digest import (
     quotable,
     title_of,
 )
+from loom.models.builtin.links import destinations
 from loom.models.builtin.rank import distinct
-from loom.models.builtin.text import Sentence, key, sentences
+from loom.models.builtin.text import key, sentences
 from loom.wire.record import field, record
 
 MOST_FINDINGS = 50
@@ -46,11 +48,12 @@ class Finding(TypedDict):
 class Source:
     """A document as the judge needs it: its sentences by their keys, and the headings it may go under.
 
+    keys      with where the links of the sentence lead, of all that have this key
     quotable  how many of the sentences a digest could hold
     """
 
     path: str
-    keys: dict[str, Sentence]
+    keys: dict[str, set[str | None]]
     titles: set[str]
     readable: bool
     quotable: int
@@ -115,7 +118,10 @@ def examine(deliverables: Mapping[str, str | None], sources: Mapping[str, str | 
 
 def _source(path: str, text: str | None) -> Source:
     document = markup.read(text or "")
-    keys = {s.key: s for s in document.sentences if s.key}
+    keys: dict[str, set[str | None]] = {}
+    for sentence in document.sentences:
+        if sentence.key:
+            keys.setdefault(sentence.key, set()).update(destinations(sentence.text, path))
     name = path.rsplit("/", 1)[-1]
     titles = {title_of(document, path), path, name, name.rsplit(".", 1)[0]}
     titles |= {markup.short(h) for h in markup.headings(document)}
@@ -180,7 +186,7 @@ def _judge_part(result: Judgement, path: str, part: Part, source: Source, docume
         result.add("major", where, f"the heading is neither a title of {source.path} nor its name", part.title)
     named: set[str] = set()
     for item in part.items:
-        named |= _judge_item(result, f"{path}:{item.line}", item.text, source, documents)
+        named |= _judge_item(result, path, item.line, item.text, source, documents)
     needed = min(FEWEST, source.quotable)
     if not part.items and source.quotable:
         result.add("blocker", where, f"the digest of {source.path} is empty, the document has sentences")
@@ -196,17 +202,20 @@ def _judge_part(result: Judgement, path: str, part: Part, source: Source, docume
         result.add("major" if half else "minor", where, f"{what}: {'a copy, no digest' if half else 'long'}")
 
 
-def _judge_item(result: Judgement, where: str, text: str, source: Source, documents: Mapping[str, Source]) -> set[str]:
+def _judge_item(
+    result: Judgement, path: str, line: int, text: str, source: Source, documents: Mapping[str, Source]
+) -> set[str]:
     """One bullet against its document: the keys of the source's sentences that it is made of."""
+    where = f"{path}:{line}"
     result.total += 1
     result.checked += 1
-    if key(text) in source.keys:
-        return {key(text)}
     found: set[str] = set()
-    for sentence in _parts(text):
+    for sentence in [text] if key(text) in source.keys else _parts(text):
         same = key(sentence)
         if same in source.keys:
             found.add(same)
+            if not destinations(sentence, path) <= source.keys[same] - {None}:
+                result.add("minor", where, f"a link does not lead where that of {source.path} leads", sentence)
         elif not result.is_full:
             result.add("blocker", where, _what_is_wrong(same, source, documents), sentence)
     return found
@@ -271,15 +280,16 @@ def _judge_overview(result: Judgement, path: str, overview: Part | None, documen
     elif not overview.items and not overview.says_none:
         result.add("major", where, "the overview is cut off after its heading")
     for item in overview.items:
-        _judge_overview_item(result, f"{path}:{item.line}", item, documents)
+        _judge_overview_item(result, path, item, documents)
 
 
-def _judge_overview_item(result: Judgement, where: str, item: Item, documents: Mapping[str, Source]) -> None:
+def _judge_overview_item(result: Judgement, path: str, item: Item, documents: Mapping[str, Source]) -> None:
     source = next((d for d in documents.values() if item.text.endswith(mark(d.path))), None)
     if source is None:
         result.total += 1
-        result.add("blocker", where, "names no source at its end, as ` ([path])`: cut off?", item.text)
+        what = "names no source at its end, as ` ([path])`: cut off?"
+        result.add("blocker", f"{path}:{item.line}", what, item.text)
     elif not source.readable:
         result.total += 1
     else:
-        _judge_item(result, where, item.text.removesuffix(mark(source.path)), source, documents)
+        _judge_item(result, path, item.line, item.text.removesuffix(mark(source.path)), source, documents)

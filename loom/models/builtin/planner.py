@@ -132,8 +132,9 @@ def _digest(id: str, documents: Sequence[str], deliverable: str) -> Subtask:
         f"Digest of {which}",
         f"{each} {names} in {count} and write {deliverable}.\n\n"
         f"One section per document: the heading `## ` with its title, the line `Source: ` with its path, an empty "
-        f"line, then each sentence as a list item, word for word as the document has it. For a document without "
-        f"prose the line `{NO_SENTENCES}` takes the place of the list.",
+        f"line, then each sentence as a list item, word for word as the document has it, relative links made to lead "
+        f"to the same place from there. For a document without prose the line `{NO_SENTENCES}` takes the place of "
+        f"the list.",
         acceptance=[
             f"{deliverable} has one section for each document read, with its `Source:` line",
             "every sentence of a section stands word for word in its document",
@@ -151,7 +152,8 @@ def _synthesis(documents: Sequence[str], parts: Sequence[Subtask]) -> Subtask:
         f"Digest of all {len(documents)} documents" if len(documents) > 1 else f"Digest of {documents[0]}",
         f"Put the digests together in {DIGEST}: the heading `# {heading_of_whole(len(documents))}`, a section "
         f"`## {OVERVIEW}` with the 3 to 7 sentences that say most, each followed by its source as ` ([path])`, then "
-        f"the section of every document in path order, copied from its digest.",
+        f"the section of every document in path order, copied from its digest, relative links made to lead to the "
+        f"same place from there.",
         depends_on=[part["id"] for part in parts],
         acceptance=[
             f"{DIGEST} has a section for every document, with all sentences of its digest",

@@ -61,8 +61,10 @@ class Document:
 
 # --- comparison -------------------------------------------------------------------------------------------------
 
-_IMAGE = re.compile(r"!\[[^\[\]]*\]\([^()\s]*(?:\s\"[^\"]*\")?\)")
-_LINK = re.compile(r"\[([^\[\]]*)\](?:\([^()\s]*(?:\s\"[^\"]*\")?\)|\[[^\[\]]*\])")
+TARGET = r"<[^<>\n]*>|(?:[^()\s]|\([^()\s]*\))*"  # of a link, which may hold a pair of brackets
+TITLE = r"(?:\s+(?:\"[^\"]*\"|'[^']*'))?"
+_IMAGE = re.compile(rf"!\[[^\[\]]*\]\((?:{TARGET}){TITLE}\)")
+_LINK = re.compile(rf"\[([^\[\]]*)\](?:\((?:{TARGET}){TITLE}\)|\[[^\[\]]*\])")
 _AUTOLINK = re.compile(r"<(https?://[^<>\s]*)>")
 _EMPHASIS = re.compile(r"(?<!\w)[*_]+|[*_]+(?!\w)")
 _ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
@@ -117,7 +119,7 @@ _CLOSERS = "[\"'”’»)\\]*_」』）】]*"
 _END = re.compile(rf"[.!?…]+{_CLOSERS}(?=\s|$)|[。！？｡．؟۔।॥።។။։]+{_CLOSERS}")
 _ENDED = re.compile(rf"[.!?…。！？｡．؟۔।॥።។။։]{_CLOSERS}$")
 _SOFT = frozenset(".!?…")
-_ATOM = re.compile(r"`+[^`]*`+|\[[^\[\]]*\]\([^()\s]*\)")  # no sentence ends inside of these
+_ATOM = re.compile(rf"`+[^`]*`+|\[[^\[\]]*\]\((?:{TARGET}){TITLE}\)")  # no sentence ends inside of these
 _LAST_WORD = re.compile(r"[\w.]+$")
 # Words whose full stop ends no sentence: never; before a number; before a small letter.
 _ALWAYS = re.compile(
