@@ -16,6 +16,7 @@ from loom.models.classify import clean, unreachable
 from loom.models.proxies import Proxy
 from loom.wire import errors
 
+MAX_INTERIM = 16  # answers of the kind 1xx before the real one
 # Seconds of silence before the first probe, between probes, and probes without an answer until it counts as dead.
 _PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
@@ -40,6 +41,20 @@ def connect(
     except BaseException:
         sock.close()
         raise
+
+
+class Answer(http.client.HTTPResponse):
+    """An answer that comes after at most MAX_INTERIM of the kind 1xx. Those with 100 are skipped by http.client itself,
+    which would do so for as long as a server sends them."""
+
+    _heads = 0
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """Called by http.client for each head."""
+        self._heads += 1
+        if self._heads > MAX_INTERIM + 1:
+            raise http.client.HTTPException(f"it sent {MAX_INTERIM} interim answers (1xx) and no other")
+        return super()._read_status()  # type: ignore[misc, no-any-return]
 
 
 def authorization(proxy: Proxy) -> dict[str, str]:
@@ -83,7 +98,7 @@ def _tunnel(sock: socket.socket, proxy: Proxy, target: str, timeout_s: float) ->
     where = f"the proxy {proxy.where}"
     try:
         sock.sendall(f"CONNECT {target} HTTP/1.1\r\n{lines}\r\n".encode("ascii"))
-        with http.client.HTTPResponse(sock, method="CONNECT") as answer:
+        with Answer(sock, method="CONNECT") as answer:
             answer.begin()
             status, reason = answer.status, answer.reason
     except TimeoutError:

@@ -23,7 +23,7 @@ from urllib.parse import SplitResult, urljoin
 
 from loom.models.address import split_url
 from loom.models.classify import Phase, unreachable
-from loom.models.connecting import authorization, connect, refused_by_proxy
+from loom.models.connecting import Answer, authorization, connect, refused_by_proxy
 from loom.models.proxies import Proxy
 from loom.wire import errors
 from loom.wire.record import field, record
@@ -34,7 +34,6 @@ KEPT_S = 30.0  # longer than a step of a turn; shorter than most servers and rou
 _REST_S = 0.05  # waited for the formal end of an answer that is complete, so that its connection can be kept
 _REST_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 16
-_MAX_EARLY = 16  # answers of the kind 1xx before the real one
 
 
 @record
@@ -178,7 +177,7 @@ class _Unanswered(ConnectionError):
     """The connection ended before the first byte of an answer."""
 
 
-class _Answer(http.client.HTTPResponse):
+class _Answer(Answer):
     """An answer that tells silence from a broken head, and skips what comes before the real one (102, 103 …)."""
 
     def begin(self) -> None:
@@ -191,9 +190,7 @@ class _Answer(http.client.HTTPResponse):
         if not begun:
             raise _Unanswered("it closed the connection without an answer")
         super().begin()
-        for _ in range(_MAX_EARLY):
-            if not 100 <= self.status < 200 or self.status == http.client.SWITCHING_PROTOCOLS:
-                return
+        while 100 <= self.status < 200 and self.status != http.client.SWITCHING_PROTOCOLS:
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
 
