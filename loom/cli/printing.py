@@ -46,6 +46,14 @@ def plain(text: str) -> str:
     return text.translate(_table)
 
 
+def escaped(text: str) -> str:
+    r"""One line in which nothing hides: control, reordering and other unprintable characters as `\x1b`, `\n` and so on.
+
+    For names of files, which may hold anything, where a line is an answer for programs too.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def on_terminal() -> bool:
     """Whether a person reads our stdout."""
     return sys.stdout is not None and sys.stdout.isatty()

@@ -181,7 +181,7 @@ def is_of_this_boot(home: Home) -> bool:
     """Whether `run/` was made since the machine started."""
     try:
         return fs.read(home.boot_id, 100).decode("ascii", "replace").strip() == locks.boot_id()
-    except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
+    except (FileNotFoundError, NotADirectoryError, fs.NotRegular, fs.TooLarge):
         return False
 
 
