@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 
 import click
@@ -19,8 +20,11 @@ def cli(everything: bool, as_json: bool) -> None:
     home = open_home()
     hindrance = agent_state.Hindrance(home)
     states = [agent_state.of(home, agent, hindrance) for agent in agents.each(home)]
+    hidden: Counter[str] = Counter()
     if not everything:
-        states = [s for s in states if (s.alive or s.want in ("up", "demand")) and not is_reserved(s.name)]
+        users = [s for s in states if not is_reserved(s.name)]
+        states = [s for s in users if s.alive or s.want in ("up", "demand")]
+        hidden.update(s.status for s in users if s not in states)
     if as_json:
         printing.json_line({"v": 1, "agents": [asdict(state) for state in states]})
         return
@@ -33,3 +37,6 @@ def cli(everything: bool, as_json: bool) -> None:
         head = (*head, "REASON")
         rows = [(*row, s.reason or "-") for row, s in zip(rows, states, strict=True)]
     printing.table(head, rows)
+    if hidden:
+        counted = ", ".join(f"{count} {word}" for word, count in sorted(hidden.items()))
+        printing.note(f"{counted} not shown; see: loom agent ps --all")

@@ -274,6 +274,35 @@ def test_ps_tells_the_truth_when_the_status_file_does_not(loom: Loom) -> None:
         assert (listed["status"], listed["pid"]) == ("running", os.getpid())
 
 
+def test_ps_says_that_some_are_not_shown(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    said = loom("agent", "ps")
+    assert (len(said.out.splitlines()), said.err) == (1, "loom: 1 stopped not shown; see: loom agent ps --all\n")
+    (agent / "want").write_text("dead\n")
+    assert "1 dead not shown" in loom("agent", "ps").err
+    for words in (("--all",), ("--json",), ("-a", "--json")):
+        assert loom("agent", "ps", *words).err == ""
+    assert loom("-q", "agent", "ps").err == ""
+
+
+def test_supervisor_status_counts_by_locks_and_own_processes_apart(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    (agent / "want").write_text("up\n")
+    (agent / "status").write_text("running\n")  # it was killed, and nobody could write that down
+    home = open_home(loom.home)
+    router = agents.create(home, AgentSpec(name="router", model="builtin", runner="router"), "", "demand")
+    router.status.write_text("idle\n")
+    told = loom("supervisor", "status", "--json").objects[0]
+    assert (told["agents"], told["own"]) == ({"crashed": 1}, {})
+    assert loom("supervisor", "status").out == "not running: 1 crashed\n"
+    lock = locks.acquire(router.lock)
+    assert lock is not None
+    with lock:
+        told = loom("supervisor", "status", "--json").objects[0]
+        assert (told["agents"], told["own"]) == ({"crashed": 1}, {"idle": 1})
+        assert loom("supervisor", "status").out == "not running: 1 crashed; loom's own processes: 1 idle\n"
+
+
 def test_ps_survives_an_agent_that_cannot_be_read(loom: Loom) -> None:
     (make_stopped(loom) / "agent.json").write_text("{")
     (listed,) = loom("agent", "ps", "-a", "--json").objects[0]["agents"]
