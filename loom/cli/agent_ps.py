@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from loom.cli import agent_state, printing
-from loom.cli.homes import is_reserved, open_home
+from loom.cli.homes import is_reserved, look_into_home
 from loom.spool import agents
 
 
@@ -17,7 +17,7 @@ from loom.spool import agents
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def cli(everything: bool, as_json: bool) -> None:
     """List the agents that run or are wanted up; of those that should work and do not, why."""
-    home = open_home()
+    home = look_into_home()
     hindrance = agent_state.Hindrance(home)
     states = [agent_state.of(home, agent, hindrance) for agent in agents.each(home)]
     hidden: Counter[str] = Counter()

@@ -11,7 +11,7 @@ import click
 from loom.cli import printing, progress
 from loom.cli.following import Follower, damaged, take_up
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import open_home
+from loom.cli.homes import look_into_home, open_home
 from loom.core.goal import reduce as reducing
 from loom.core.goal.state import GoalState, SubState
 from loom.spool import blobs, fs, goals, journal
@@ -76,7 +76,7 @@ def _summary(home: Home, goal: GoalDir) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def ps(everything: bool, as_json: bool) -> int:
     """List goals."""
-    home = open_home()
+    home = look_into_home()
     names = [n for n in goals.names(home) if everything or goals.is_live(home, n) or goals.is_paused(home, n)]
     names.sort(key=lambda name: goals.made_at(home.goal(name)))
     rows = [_summary(home, home.goal(name)) for name in names]
@@ -95,7 +95,7 @@ def ps(everything: bool, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(goal: str, as_json: bool) -> int:
     """Show one goal. GOAL may be the beginning or the end of its id."""
-    home = open_home()
+    home = look_into_home()
     directory = goals.find(home, goal)
     told = _summary(home, directory)
     state = _state(home, directory) if told["status"] not in ("damaged", "new") else None
@@ -148,7 +148,7 @@ def _why(sub: SubState) -> str:
 @click.option("--json", "as_json", is_flag=True, help="The events themselves, one a line.")
 def log(goal: str, following: bool, as_json: bool) -> int:
     """Show what happened to a goal."""
-    home = open_home()
+    home = look_into_home()
     directory = goals.find(home, goal)
     if following:
         follower = Follower(home, directory)
@@ -260,7 +260,7 @@ def land(goal: str) -> int:
 @click.argument("goal")
 def audit(goal: str) -> int:
     """Check that a goal's journal is whole: every record's hash, the chain, the noted head, payloads in blobs."""
-    home = open_home()
+    home = look_into_home()
     directory = goals.find(home, goal)
     faults = journal.audit(directory.journal, home.blobs, home.head(directory.id))
     if faults:

@@ -11,7 +11,7 @@ from importlib import import_module
 import click
 
 from loom.cli import agent_state, ensure, printing
-from loom.cli.homes import is_reserved, open_home
+from loom.cli.homes import is_reserved, look_into_home, open_home
 from loom.cli.params import Seconds
 from loom.spool import agents
 from loom.spool.layout import Home
@@ -48,7 +48,7 @@ def _shed_environment(home: Home) -> None:
 @cli.command(help="Whether a supervisor runs, and how its agents are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
-    home = open_home()
+    home = look_into_home()
     who = ensure.supervisor_of(home)
     hindrance = agent_state.Hindrance(home)
     states = [agent_state.of(home, agent, hindrance) for agent in agents.each(home)]
