@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_user import ROOT, Loom
+from cli_user import DEADLINE_S, ROOT, Loom, Said
 from support import wait_until
 
 from loom.spool import agents, locks
@@ -224,7 +225,9 @@ def test_a_failure_is_a_reply_with_status_1(loom: Loom) -> None:
     start(loom, model=loom.script({"error": "context_overflow", "message": "far too long"}))
     said = loom("send", "x", "hello", "--wait", "--json")
     assert said.status == 1 and "far too long" in said.err
-    assert said.objects[-1]["error"]["type"] == "context_overflow"
+    (told,) = said.objects
+    assert told["error"]["type"] == "context_overflow"
+    assert told["agent"] == "x" and (loom.home / f"agents/x/inbox/.failed/{told['message']}.msg").exists()
     assert show(loom)["mail"]["failed"] == 1  # type: ignore[index]
 
 
@@ -423,3 +426,57 @@ def test_rm_force_stops_it_first(loom: Loom) -> None:
     assert loom("agent", "rm", "x", "--force").status == 0
     assert loom("agent", "show", "x").status == 66
     assert not list((loom.home / "agents/.tmp").iterdir())
+
+
+def test_a_message_that_says_two_things_under_one_name_is_set_aside(loom: Loom) -> None:
+    start(loom)
+    stem = ask_later(loom, '{"v":1,"id":"%s","from":"user","from":"nobody","ts":1,"body":"x"}')
+    box = open_home(loom.home).agent("x")
+    wait_until(lambda: (box.unreadable / f"{stem}.msg.error.json").exists())
+    record = json.loads((box.unreadable / f"{stem}.msg.error.json").read_text())
+    assert record["reason"] == "malformed" and "the name 'from' stands twice" in record["detail"]
+    assert ask(loom, "hello") == "hello\n"
+
+
+def ask_later(loom: Loom, text: str) -> str:
+    """Deliver a file whose text has a place for the message's id; the message's name."""
+    stem = "1790000000001-01M3250V010000000000000001"
+    box = open_home(loom.home).agent("x")
+    (box.inbox / ".tmp" / "by-hand").write_text(text % stem[14:])
+    (box.inbox / ".tmp" / "by-hand").rename(box.inbox / f"{stem}.msg")
+    return stem
+
+
+def test_a_home_that_cannot_be_written_can_be_looked_at(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    loom("agent", "start", "x", "--prompt", "hello")  # for the log
+    (loom.home / "run" / "boot_id").write_text("another boot\n")
+    (loom.home / "start.lock").unlink()
+    directories = [loom.home, *(path for path in loom.home.rglob("*") if path.is_dir())]
+    for path in directories:
+        path.chmod(0o500)
+    try:
+        assert "x" in as_written(loom, "agent", "ps", "-a").out
+        for words in ("agent show x", "agent logs x", "goal ps -a", "supervisor status", "config"):
+            said = as_written(loom, *words.split())
+            assert said.status == 0 and said.out, said
+        said = as_written(loom, "fsck")
+        assert said.status == 1 and f"{loom.home / 'run'}: is missing or of another boot" in said.out
+        assert as_written(loom, "send", "x", "hello").status == 74
+    finally:
+        for path in directories:
+            path.chmod(0o700)
+    assert not (loom.home / "start.lock").exists() and agent.exists()
+
+
+def as_written(loom: Loom, *words: str) -> Said:
+    """The command by somebody for whom modes hold, root included."""
+    child = loom.start(*words, preexec_fn=_obey_modes)
+    out, err = child.communicate(timeout=DEADLINE_S)
+    return Said(child.returncode, out.decode(), err.decode())
+
+
+def _obey_modes() -> None:
+    prctl = ctypes.CDLL(None).prctl
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH; refused to those who have none
+        prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP

@@ -209,6 +209,8 @@ def test_a_filter_tells_the_switch_and_logs_it(loom: Loom, far: FarSide) -> None
     assert "503: loading; builtin/echo is asked instead" in said.err
     notice = next(r for r in loom.log("x") if r["event"] == "model_notice")
     assert notice["kind"] == "switched" and notice["model"] == "lab/m1|builtin/echo"
+    reply = next(r for r in loom.log("x") if r["event"] == "model_reply")
+    assert (reply["model"], reply["answered_by"]) == ("lab/m1|builtin/echo", "builtin/echo")
 
 
 def test_a_detached_agent_may_have_a_chain(loom: Loom, far: FarSide) -> None:

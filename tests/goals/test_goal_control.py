@@ -193,6 +193,7 @@ def test_a_goal_without_a_workspace_has_nothing_to_land_in(world: World):
     model = world.script(planned(sub("one")), *does(execute("one")), PASSES)
     done = world.loom("run", "Think.", "--model", model)
     assert (done.status, done.out) == (0, "Done.\n"), done.err
+    assert "no workspace, it begins empty; planning" in done.err and "copied" not in done.err
     refused = world.loom("goal", "land", world.goal().id)
     assert refused.status == 1 and "no workspace" in refused.err
 
