@@ -90,7 +90,7 @@ def _print(about: dict[str, Any], agent: AgentDir) -> None:
     rows += [("directory", str(agent.path)), ("logs", str(agent.logs))]
     width = max(len(key) for key, _ in rows)
     for key, value in rows:
-        printing.line(f"{key:<{width}}  {' '.join(str(value).split())}")
+        printing.line(printing.escaped(f"{key:<{width}}  {' '.join(str(value).split())}"))
 
 
 def _words(value: Any) -> str:

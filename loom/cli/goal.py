@@ -116,11 +116,13 @@ def show(goal: str, as_json: bool) -> int:
         more = {"usage": dict(state.usage), "landing": state.landing} if state is not None else {}
         printing.json_line({"v": 1, **told, **more, "plan": rows, "path": str(directory.path)})
         return exits.DONE
-    printing.line(f"{told['goal']}: {told['status']}{': ' + told['reason'] if told['reason'] else ''}")
-    printing.line(f"  {told['text']}")
+    printing.line(
+        printing.escaped(f"{told['goal']}: {told['status']}{': ' + told['reason'] if told['reason'] else ''}")
+    )
+    printing.line(printing.escaped(f"  {told['text']}"))
     if state is not None:
         spec = state.spec
-        printing.line(f"  workspace  {spec.source or '(none)'}{_LANDED.get(state.landing, '')}")
+        printing.line(printing.escaped(f"  workspace  {spec.source or '(none)'}{_LANDED.get(state.landing, '')}"))
         printing.line(f"  models     {', '.join(f'{r} {m}' for r, m in spec.models.items())}")
         printing.line(f"  tokens     {', '.join(f'{n} {k}' for k, n in state.usage.items()) or 'none'}")
     printing.line(f"  files      {directory.path}")
@@ -171,7 +173,8 @@ def _show_event(event: Event, as_json: bool) -> None:
         printing.json_line({**fields, "actor": dict(event.actor), "data": dict(event.data)})
         return
     actor = f"{event.actor.get('agent')}[{event.actor.get('pid')}]"
-    printing.line(f"{event.seq:>5} {event.ts[11:23]} {actor:<22} {event.type:<18} {_detail(event)}".rstrip())
+    told = f"{event.seq:>5} {event.ts[11:23]} {actor:<22} {event.type:<18} {_detail(event)}"
+    printing.line(printing.escaped(told.rstrip()))
 
 
 def _detail(event: Event) -> str:

@@ -277,6 +277,11 @@ def test_ps_tells_the_truth_when_the_status_file_does_not(loom: Loom) -> None:
         assert (listed["status"], listed["pid"]) == ("running", os.getpid())
 
 
+def test_show_lets_nothing_hide_in_a_pipe_either(loom: Loom) -> None:
+    (make_stopped(loom) / "prompt.md").write_text("Be \x1b[31mshort\u202e.\n")
+    assert r"Be \x1b[31mshort\u202e." in loom("agent", "show", "x").out
+
+
 def test_ps_says_that_some_are_not_shown(loom: Loom) -> None:
     agent = make_stopped(loom)
     said = loom("agent", "ps")
