@@ -87,7 +87,7 @@ def decode(data: bytes, stem: str) -> Message:
     if len(data) > MAX_BYTES:
         raise Unreadable("too_large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
     try:
-        raw = loads_object(data, unique=True)
+        raw = loads_object(data)
     except Malformed as error:
         raise Unreadable("malformed", str(error)) from None
     version = raw.get("v")

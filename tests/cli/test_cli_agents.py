@@ -433,25 +433,6 @@ def test_rm_force_stops_it_first(loom: Loom) -> None:
     assert not list((loom.home / "agents/.tmp").iterdir())
 
 
-def test_a_message_that_says_two_things_under_one_name_is_set_aside(loom: Loom) -> None:
-    start(loom)
-    stem = ask_later(loom, '{"v":1,"id":"%s","from":"user","from":"nobody","ts":1,"body":"x"}')
-    box = open_home(loom.home).agent("x")
-    wait_until(lambda: (box.unreadable / f"{stem}.msg.error.json").exists())
-    record = json.loads((box.unreadable / f"{stem}.msg.error.json").read_text())
-    assert record["reason"] == "malformed" and "the name 'from' stands twice" in record["detail"]
-    assert ask(loom, "hello") == "hello\n"
-
-
-def ask_later(loom: Loom, text: str) -> str:
-    """Deliver a file whose text has a place for the message's id; the message's name."""
-    stem = "1790000000001-01M3250V010000000000000001"
-    box = open_home(loom.home).agent("x")
-    (box.inbox / ".tmp" / "by-hand").write_text(text % stem[14:])
-    (box.inbox / ".tmp" / "by-hand").rename(box.inbox / f"{stem}.msg")
-    return stem
-
-
 def test_a_home_that_cannot_be_written_can_be_looked_at(loom: Loom) -> None:
     agent = make_stopped(loom)
     loom("agent", "start", "x", "--prompt", "hello")  # for the log
