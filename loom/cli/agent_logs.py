@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from loom.cli import printing
-from loom.cli.homes import open_home
+from loom.cli.homes import look_into_home
 from loom.spool import agents
 from loom.wire import ids
 from loom.wire.errors import NotFound, Usage
@@ -37,7 +37,7 @@ _LOOK_S = 0.25  # where changes cannot be watched
 @click.option("--json", "as_json", is_flag=True, help="The lines as they are, NDJSON.")
 def cli(name: str, follow: bool, lines: int | None, since: str | None, as_json: bool) -> None:
     """Print the log of agent NAME, or of the filters that ran under this name."""
-    home = open_home()
+    home = look_into_home()
     ids.check_agent(name, reserved_ok=True)
     directory = home.agent(name).logs
     if not directory.is_dir():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 
 import click
 
 from loom.cli import agent_state, printing
-from loom.cli.homes import is_reserved, open_home
+from loom.cli.homes import is_reserved, look_into_home
 from loom.spool import agents
 
 
@@ -16,11 +17,14 @@ from loom.spool import agents
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def cli(everything: bool, as_json: bool) -> None:
     """List the agents that run or are wanted up; of those that should work and do not, why."""
-    home = open_home()
+    home = look_into_home()
     hindrance = agent_state.Hindrance(home)
     states = [agent_state.of(home, agent, hindrance) for agent in agents.each(home)]
+    hidden: Counter[str] = Counter()
     if not everything:
-        states = [s for s in states if (s.alive or s.want in ("up", "demand")) and not is_reserved(s.name)]
+        users = [s for s in states if not is_reserved(s.name)]
+        states = [s for s in users if s.alive or s.want in ("up", "demand")]
+        hidden.update(s.status for s in users if s not in states)
     if as_json:
         printing.json_line({"v": 1, "agents": [asdict(state) for state in states]})
         return
@@ -33,3 +37,6 @@ def cli(everything: bool, as_json: bool) -> None:
         head = (*head, "REASON")
         rows = [(*row, s.reason or "-") for row, s in zip(rows, states, strict=True)]
     printing.table(head, rows)
+    if hidden:
+        counted = ", ".join(f"{count} {word}" for word, count in sorted(hidden.items()))
+        printing.note(f"{counted} not shown; see: loom agent ps --all")

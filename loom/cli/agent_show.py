@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from loom.cli import agent_state, printing
-from loom.cli.homes import open_home
+from loom.cli.homes import look_into_home
 from loom.spool import agents, crashes, fs
 from loom.spool.layout import AgentDir
 from loom.wire import agent as wire
@@ -25,7 +25,7 @@ from loom.wire.times import day_of
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def cli(name: str, as_json: bool) -> None:
     """Show the settings, the state, the mail and the last crash of agent NAME."""
-    home = open_home()
+    home = look_into_home()
     agent = agents.find(home, name)
     state = asdict(agent_state.of(home, agent))
     about: dict[str, Any] = {"v": 1, **state, "mail": mail(agent), "spec": _spec(agent)}
@@ -90,7 +90,7 @@ def _print(about: dict[str, Any], agent: AgentDir) -> None:
     rows += [("directory", str(agent.path)), ("logs", str(agent.logs))]
     width = max(len(key) for key, _ in rows)
     for key, value in rows:
-        printing.line(f"{key:<{width}}  {' '.join(str(value).split())}")
+        printing.line(printing.escaped(f"{key:<{width}}  {' '.join(str(value).split())}"))
 
 
 def _words(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 from loom.cli import input as texts
@@ -34,11 +35,41 @@ def read(paths: tuple[str, ...], limit: int) -> tuple[list[Image], str]:
             parts.append(_quoted(Path(path).name, _text(path, data, limit)))
         elif len(data) > MAX_IMAGE_BYTES:
             raise BadInput(f"{path!r} holds more than {MAX_IMAGE_BYTES} bytes, the limit of an image")
+        elif fault := _fault(kind, data):
+            raise BadInput(f"{path!r} begins as {kind} and is none: {fault}", hint="attach it as a whole image")
         elif len(images) == MAX_IMAGES:
             raise BadInput(f"{path!r} is one image too many: a message holds at most {MAX_IMAGES}")
         else:
             images.append((kind, data))
     return images, "".join(parts)
+
+
+def _fault(kind: str, data: bytes) -> str:
+    """What in the first bytes behind the magic ones cannot be of such an image; empty when nothing is wrong there.
+
+    A server would only say that it refuses the request, after the image was stored and sent.
+    """
+    try:
+        match kind:
+            case "image/png":
+                size, name, width, height = struct.unpack_from(">I4sII", data, 8)
+                if (size, name) != (13, b"IHDR"):
+                    return f"its first chunk is {name!a} of {size} bytes, not IHDR of 13"
+            case "image/jpeg":
+                marker, size = struct.unpack_from(">BH", data, 3)
+                if not 0xC0 <= marker <= 0xFE or 0xD0 <= marker <= 0xD9 or size < 2:
+                    return f"its first segment has the marker ff{marker:02x} and {size} bytes"
+                return ""
+            case "image/gif":
+                width, height, _ = struct.unpack_from("<HH3s", data, 6)
+            case _:
+                size, name, _ = struct.unpack_from("<I4x4sI", data, 4)
+                if name not in (b"VP8 ", b"VP8L", b"VP8X"):
+                    return f"its first chunk is {name!a}, not VP8, VP8L or VP8X"
+                return f"it holds {len(data) - 8} bytes of {size}" if len(data) - 8 < size else ""
+    except struct.error:
+        return f"it ends after {len(data)} bytes"
+    return "" if width and height else f"it is {width} x {height} pixels large"
 
 
 def _bytes(path: str, limit: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from loom.cli import printing
-from loom.cli.homes import open_home
+from loom.cli.homes import look_into_home
 from loom.spool import config as settings_file
 from loom.wire.settings import TABLE, Setting
 
@@ -21,7 +21,7 @@ def cli(as_json: bool, docs: bool) -> None:
     if docs:
         printing.write(page())
         return
-    home = open_home()
+    home = look_into_home()
     loaded = settings_file.load(home, os.environ)
     rows = [
         {"key": key, "value": value, "origin": loaded.origin.get(key, "default")}

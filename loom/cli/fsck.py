@@ -13,13 +13,14 @@ from loom.core.fsck import exit_status
 from loom.spool import fsck
 from loom.spool.layout import Home, default_home
 
-_BEFORE_TODO = {"mend": "--repair: ", "mended": "mended: "}
+_BEFORE_TODO = {"mend": "--repair: ", "mended": "mended: ", "note": "no fault; --repair: "}
 _COUNTED = {
     "mend": "to be mended with --repair",
     "mended": "mended",
     "person": "left to you",
     "busy": "skipped",
     "waits": "on their way",
+    "note": "only noted",
 }
 
 
@@ -41,7 +42,7 @@ def cli(repair: bool, as_json: bool) -> int:
             printing.json_line({"event": "finding", **told})
         else:
             todo = f"{_BEFORE_TODO.get(finding.status, '')}{finding.todo}"
-            printing.line(f"{shown(finding.path)}: {finding.what}; {todo}")
+            printing.line(printing.escaped(f"{shown(finding.path)}: {finding.what}; {todo}"))
     status = exit_status(counts)
     if as_json:
         printing.json_line({"event": "result", "v": 1, "repair": repair, "counts": dict(counts), "exit_status": status})

@@ -34,7 +34,8 @@ def cli(dry_run: bool, as_json: bool) -> None:
         if as_json:
             printing.json_line({"event": "stays" if why else "goes", "what": what, "path": shown(path), "why": why})
         else:
-            printing.line(f"stays     {shown(path)}: {why}" if why else f"would go  {shown(path)} ({what})")
+            told = f"stays     {shown(path)}: {why}" if why else f"would go  {shown(path)} ({what})"
+            printing.line(printing.escaped(told))
 
     report = retention.collect(home, policy=policy, dry_run=dry_run, tell=tell if dry_run else tell_nobody)
     if as_json:

@@ -11,7 +11,7 @@ import click
 from loom.cli import printing, progress
 from loom.cli.following import Follower, damaged, take_up
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import open_home
+from loom.cli.homes import look_into_home, open_home
 from loom.core.goal import reduce as reducing
 from loom.core.goal.state import GoalState, SubState
 from loom.spool import blobs, fs, goals, journal
@@ -76,7 +76,7 @@ def _summary(home: Home, goal: GoalDir) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def ps(everything: bool, as_json: bool) -> int:
     """List goals."""
-    home = open_home()
+    home = look_into_home()
     names = [n for n in goals.names(home) if everything or goals.is_live(home, n) or goals.is_paused(home, n)]
     names.sort(key=lambda name: goals.made_at(home.goal(name)))
     rows = [_summary(home, home.goal(name)) for name in names]
@@ -95,7 +95,7 @@ def ps(everything: bool, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(goal: str, as_json: bool) -> int:
     """Show one goal. GOAL may be the beginning or the end of its id."""
-    home = open_home()
+    home = look_into_home()
     directory = goals.find(home, goal)
     told = _summary(home, directory)
     state = _state(home, directory) if told["status"] not in ("damaged", "new") else None
@@ -116,11 +116,13 @@ def show(goal: str, as_json: bool) -> int:
         more = {"usage": dict(state.usage), "landing": state.landing} if state is not None else {}
         printing.json_line({"v": 1, **told, **more, "plan": rows, "path": str(directory.path)})
         return exits.DONE
-    printing.line(f"{told['goal']}: {told['status']}{': ' + told['reason'] if told['reason'] else ''}")
-    printing.line(f"  {told['text']}")
+    printing.line(
+        printing.escaped(f"{told['goal']}: {told['status']}{': ' + told['reason'] if told['reason'] else ''}")
+    )
+    printing.line(printing.escaped(f"  {told['text']}"))
     if state is not None:
         spec = state.spec
-        printing.line(f"  workspace  {spec.source or '(none)'}{_LANDED.get(state.landing, '')}")
+        printing.line(printing.escaped(f"  workspace  {spec.source or '(none)'}{_LANDED.get(state.landing, '')}"))
         printing.line(f"  models     {', '.join(f'{r} {m}' for r, m in spec.models.items())}")
         printing.line(f"  tokens     {', '.join(f'{n} {k}' for k, n in state.usage.items()) or 'none'}")
     printing.line(f"  files      {directory.path}")
@@ -148,7 +150,7 @@ def _why(sub: SubState) -> str:
 @click.option("--json", "as_json", is_flag=True, help="The events themselves, one a line.")
 def log(goal: str, following: bool, as_json: bool) -> int:
     """Show what happened to a goal."""
-    home = open_home()
+    home = look_into_home()
     directory = goals.find(home, goal)
     if following:
         follower = Follower(home, directory)
@@ -171,7 +173,8 @@ def _show_event(event: Event, as_json: bool) -> None:
         printing.json_line({**fields, "actor": dict(event.actor), "data": dict(event.data)})
         return
     actor = f"{event.actor.get('agent')}[{event.actor.get('pid')}]"
-    printing.line(f"{event.seq:>5} {event.ts[11:23]} {actor:<22} {event.type:<18} {_detail(event)}".rstrip())
+    told = f"{event.seq:>5} {event.ts[11:23]} {actor:<22} {event.type:<18} {_detail(event)}"
+    printing.line(printing.escaped(told.rstrip()))
 
 
 def _detail(event: Event) -> str:
@@ -260,7 +263,7 @@ def land(goal: str) -> int:
 @click.argument("goal")
 def audit(goal: str) -> int:
     """Check that a goal's journal is whole: every record's hash, the chain, the noted head, payloads in blobs."""
-    home = open_home()
+    home = look_into_home()
     directory = goals.find(home, goal)
     faults = journal.audit(directory.journal, home.blobs, home.head(directory.id))
     if faults:

@@ -15,6 +15,11 @@ def open_home() -> Home:
     return homes.open_home(default_home(os.environ))
 
 
+def look_into_home() -> Home:
+    """The same for a command that only shows: it needs no right to write. Raises Config and Disk."""
+    return homes.look_into(default_home(os.environ))
+
+
 def is_reserved(name: str) -> bool:
     """Whether this is one of loom's own processes."""
     try:

@@ -227,7 +227,7 @@ def _ended(error: LoomError, chosen: _Global, cause: BaseException | None = None
     printing.error(error.line())
     if chosen.json:
         told = {"type": error.kind, "message": str(error), "hint": error.hint, "exit_status": error.exit_status}
-        _last_line(told)
+        _last_line(told, error.about)
     return error.exit_status
 
 
@@ -242,9 +242,9 @@ def _bug(error: Exception, chosen: _Global) -> int:
     return exits.BUG
 
 
-def _last_line(told: dict[str, Any]) -> None:
+def _last_line(told: dict[str, Any], about: dict[str, str] | None = None) -> None:
     try:
-        printing.json_line({"event": "error", "error": told})
+        printing.json_line({"event": "error", **(about or {}), "error": told})
     except (OSError, printing.OutputClosed):
         pass  # it was said on stderr
 

@@ -6,6 +6,8 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 LIST_S = 15.0  # for all servers together
 SHOWN = 20  # models of one provider, unless it was asked for
+
+_BUILTIN = "builtin"
 
 _HERE = "loom.cli.model"
 cli = LazyGroup(
@@ -66,24 +70,27 @@ class Found:
 def ls(provider: str | None, as_json: bool) -> None:
     """List the providers, whether they answer, and the models of those that do; of PROVIDER all of them.
 
-    A provider that needs a key and has none is not asked.
+    A provider that needs a key and has none is not asked. `builtin` names the models that need no provider.
     """
     context, loaded = _context()
     known = sorted({*registry.PROVIDERS, *context.providers} - registry.RESERVED_ALIASES)
-    if provider is not None and provider not in known:
-        raise Usage(f"there is no provider {provider!r}{registry.did_you_mean(provider, known)}")
-    found = _ask_all(known if provider is None else [provider], context)
-    local = [] if provider is not None else [f"builtin/{name}" for name in registry.BUILTINS]
+    if provider is not None and provider not in (*known, _BUILTIN):
+        raise Usage(f"there is no provider {provider!r}{registry.did_you_mean(provider, [*known, _BUILTIN])}")
+    wanted = known if provider is None else [provider] if provider != _BUILTIN else []
+    found = _ask_all(wanted, context)
+    local = [f"{_BUILTIN}/{name}" for name in registry.BUILTINS] if provider in (None, _BUILTIN) else []
     configured = [] if provider is not None else _configured(loaded, context)
     if as_json:
         told = [_as_json(one) for one in found]
         printing.json_line({"v": 1, "providers": told, "builtin": local, "configured": configured})
         return
-    printing.table(("PROVIDER", "DIALECT", "AT", "KEY", "ANSWERS"), [_row(one, context) for one in found])
+    if found:
+        printing.table(("PROVIDER", "DIALECT", "AT", "KEY", "ANSWERS"), [_row(one, context) for one in found])
     models = [row for one in found for row in _model_rows(one, SHOWN if provider is None else None)]
     models += [(name, "", "") for name in local]
     if models:
-        printing.line()
+        if found:
+            printing.line()
         printing.table(("MODEL", "CONTEXT", "USD PER MILLION IN, OUT"), models)
     if configured:
         printing.line()
@@ -97,7 +104,8 @@ def _ask_all(aliases: list[str], context: ModelContext) -> list[Found]:
     done: queue.SimpleQueue[Found] = queue.SimpleQueue()
 
     def ask(one: Found) -> None:
-        done.put(_asked(one.provider, context))
+        for known in _asked(one.provider, context):
+            done.put(known)
 
     for one in found.values():
         # Daemons: a server that drips an answer for ever keeps nobody from leaving.
@@ -110,13 +118,15 @@ def _ask_all(aliases: list[str], context: ModelContext) -> list[Found]:
         except queue.Empty:
             break
         found[one.provider.alias] = one
-        waiting.discard(one.provider.alias)
+        if one.reachable is not None or one.error:
+            waiting.discard(one.provider.alias)
     for alias in waiting:
         found[alias].reachable, found[alias].error = False, f"no answer within {LIST_S:g} s"
     return list(found.values())
 
 
-def _asked(provider: Provider, context: ModelContext) -> Found:
+def _asked(provider: Provider, context: ModelContext) -> Iterator[Found]:
+    """What is known of it before it is asked, and then all."""
     from loom.models.listing import list_models
 
     one = Found(provider)
@@ -127,7 +137,9 @@ def _asked(provider: Provider, context: ModelContext) -> Found:
         proxy = proxies.proxy_for(provider.base_url, context.env)
     except LoomError as error:
         one.error = error.line()
-        return one
+        yield one
+        return
+    yield replace(one)
     started = time.monotonic()
     try:
         one.models = list_models(provider, key, proxy)
@@ -137,7 +149,7 @@ def _asked(provider: Provider, context: ModelContext) -> Found:
     except LoomError as error:  # it refused, so it is there
         one.reachable, one.error = True, error.line()
     one.ms = round((time.monotonic() - started) * 1000, 1)
-    return one
+    yield one
 
 
 def _configured(loaded: Loaded, context: ModelContext) -> list[dict[str, Any]]:
@@ -280,6 +292,8 @@ def _word(model: Model, context: ModelContext) -> dict[str, Any]:
 
 def _price_of(name: str, context: ModelContext) -> Price | None:
     prefix, _ = registry.split_name(name, context)
+    if prefix == _BUILTIN:
+        return Price(0.0, 0.0)
     return registry.find_provider(prefix, context).price if registry.is_server(prefix) else None
 
 

@@ -27,6 +27,8 @@ _HIDDEN = (
     (0xE0000, 0xE007F),
 )
 _table: dict[int, None] = {}
+_GAP = "  "
+_NARROWEST = 8
 
 
 class OutputClosed(Exception):
@@ -44,6 +46,14 @@ def plain(text: str) -> str:
     if not _table:
         _table.update(dict.fromkeys(code for first, last in _HIDDEN for code in range(first, last + 1)))
     return text.translate(_table)
+
+
+def escaped(text: str) -> str:
+    r"""One line in which nothing hides: control, reordering and other unprintable characters as `\x1b`, `\n` and so on.
+
+    For names of files, which may hold anything, where a line is an answer for programs too.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def on_terminal() -> bool:
@@ -82,11 +92,37 @@ def json_line(value: dict[str, Any]) -> None:
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns as wide as their widest cell; nothing but the head when there are no rows."""
+    """Columns as wide as their widest cell; nothing but the head when there are no rows.
+
+    On a terminal a line is a line: the widest columns give way, and what is cut ends in `…`.
+    """
     cells = [head, *[tuple(" ".join(plain(cell).split()) for cell in row) for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    if columns := _columns():
+        widths = narrowed(widths, columns - len(_GAP) * (len(widths) - 1))
     for row in cells:
-        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        line(_GAP.join(_cut(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def narrowed(widths: Sequence[int], room: int) -> list[int]:
+    """Widths that need no more than `room` together, the widest made narrower first; none below a few characters."""
+    found = list(widths)
+    while sum(found) > room and max(found) > _NARROWEST:
+        widest = found.index(max(found))
+        found[widest] -= 1
+    return found
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _columns() -> int:
+    """How wide the terminal on stdout is; 0: there is none, or it does not say."""
+    try:
+        return os.get_terminal_size(1).columns if on_terminal() else 0
+    except OSError:
+        return 0
 
 
 def error(text: str) -> None:

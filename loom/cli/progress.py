@@ -15,7 +15,7 @@ def describe(state: GoalState, event: Event) -> str | None:
     data = event.data
     match event.type:
         case "goal.snapshot":
-            return "workspace copied; planning"
+            return "workspace copied; planning" if state.spec.source else "no workspace, it begins empty; planning"
         case "plan.accepted":
             count = len(data["subtasks"])
             again = f" (version {data['version']})" if data["version"] > 1 else ""

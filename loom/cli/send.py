@@ -85,12 +85,15 @@ def cli(
         new = mailbox.deliver(agent, stem, _encode(home, stem, body + attached, thread or "", images))
     except mailbox.Conflict as error:
         raise BadInput(str(error), hint="choose another --name") from None
-    if wait and agent_state.is_served(agent):
-        _wake_for(home, agent, stem)
-    elif not wait:
-        rouse(home, agent)
     if wait:
-        return _print_reply(home, agent, stem, attempt, timeout, as_json)
+        try:
+            if agent_state.is_served(agent):
+                _wake_for(home, agent, stem)
+            return _print_reply(home, agent, stem, attempt, timeout, as_json)
+        except LoomError as error:  # the message is accepted all the same: who sent it must know its name
+            error.about = {"agent": name, "message": stem}
+            raise
+    rouse(home, agent)
     if as_json:
         printing.json_line({"v": 1, "agent": name, "message": stem, "new": new, "want": agents.read_want(agent)})
     else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
 from importlib import import_module
 
 import click
 
-from loom.cli import ensure, printing
-from loom.cli.homes import open_home
+from loom.cli import agent_state, ensure, printing
+from loom.cli.homes import is_reserved, look_into_home, open_home
 from loom.cli.params import Seconds
 from loom.spool import agents
 from loom.spool.layout import Home
@@ -47,24 +48,31 @@ def _shed_environment(home: Home) -> None:
 @cli.command(help="Whether a supervisor runs, and how its agents are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
-    home = open_home()
+    home = look_into_home()
     who = ensure.supervisor_of(home)
-    counts: dict[str, int] = {}
-    for agent in agents.each(home):
-        word = agents.read_hint(agent.status) or "unknown"
-        counts[word] = counts.get(word, 0) + 1
+    hindrance = agent_state.Hindrance(home)
+    states = [agent_state.of(home, agent, hindrance) for agent in agents.each(home)]
+    counts = Counter(s.status for s in states if not is_reserved(s.name))
+    own = Counter(s.status for s in states if is_reserved(s.name) and s.alive)
     if as_json:
         record = {
             "v": 1,
             "running": who is not None,
             "pid": who.pid if who else None,
             "home": str(home.path),
-            "agents": counts,
+            "agents": dict(counts),
+            "own": dict(own),
         }
         printing.json_line(record)
         return
-    words = ", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "no agents"
+    words = _counted(counts) or "no agents"
+    if own:
+        words += f"; loom's own processes: {_counted(own)}"
     printing.line(f"running, pid {who.pid}: {words}" if who else f"not running: {words}")
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
 
 
 @cli.command(help="Have the supervisor look at all agents now.")

@@ -10,7 +10,8 @@ from loom.wire import exits
 # mend    can be mended by --repair          mended  has been
 # person  a person decides                   busy    somebody is at work there; not looked into, or not mended
 # waits   a state of the life of a message that its runner ends; nothing is wrong
-Status = Literal["mend", "mended", "person", "busy", "waits"]
+# note    worth knowing; nothing is wrong, and --repair changes it all the same
+Status = Literal["mend", "mended", "person", "busy", "waits", "note"]
 
 # The life of a message in the order in which it moves; a copy in a later place is the one that counts.
 LIFE = ("inbox", "in-progress", "failed", "processed")

@@ -98,6 +98,7 @@ def _run(
                 log.info(
                     "model_reply",
                     model=model.name,
+                    answered_by=reply.model or model.name,  # of a chain its member
                     step=len(turn.steps) - 1,
                     stop=reply.stop,
                     calls=[c.name for c in reply.calls],

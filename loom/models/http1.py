@@ -14,6 +14,7 @@ from typing import Protocol
 
 MAX_LINE_BYTES = 1 << 16
 MAX_HEADERS = 128
+MAX_INTERIM = 16  # answers of the kind 1xx before the real one
 _RECV_BYTES = 1 << 16
 _MAX_DIGITS = 15  # of a length
 # Sets of characters, in place of expressions that would be compiled in each filter.
@@ -76,7 +77,17 @@ class Answer:
         return bool(self._got) or self._receive()
 
     def head(self, body: bool = True) -> None:
-        """Read status and headers. `body` False: none follows, whatever they say. Raises Malformed."""
+        """Read status and headers; interim answers (100, 102, 103 …) are skipped. Raises Malformed.
+
+        body  False: none follows, whatever the headers say
+        """
+        for _ in range(MAX_INTERIM + 1):
+            self._one_head(body)
+            if self.status >= 200 or self.status == 101:
+                return
+        raise Malformed(f"it sent {MAX_INTERIM} interim answers (1xx) and no other")
+
+    def _one_head(self, body: bool) -> None:
         line = self._line()
         version, _, rest = line.partition(b" ")
         code, _, reason = rest.partition(b" ")

@@ -37,7 +37,6 @@ MAX_REDIRECTS = 3
 _REST_S = 0.05  # waited for the formal end of an answer that is complete, so that its connection can be kept
 _REST_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 16
-_MAX_EARLY = 16  # answers of the kind 1xx before the real one
 
 
 @record
@@ -260,7 +259,7 @@ class _Link:
 
 
 def _answer(sock: socket.socket, method: str) -> http1.Answer:
-    """The head of an answer; what comes before the real one (102, 103 …) is skipped."""
+    """An answer whose head has come."""
     answer = http1.Answer(sock)
     try:
         begun = answer.begins()
@@ -270,10 +269,7 @@ def _answer(sock: socket.socket, method: str) -> http1.Answer:
         raise _Unanswered(error.strerror or str(error)) from None
     if not begun:
         raise _Unanswered("it closed the connection without an answer")
-    for _ in range(_MAX_EARLY + 1):
-        answer.head(body=method != "HEAD")
-        if answer.status >= 200 or answer.status == 101:
-            break
+    answer.head(body=method != "HEAD")
     return answer
 
 

@@ -18,21 +18,49 @@ from loom.wire.times import rfc3339
 
 
 def create(home: Home, spec: AgentSpec, prompt: str, want: Want) -> AgentDir:
-    """Make an agent, or give an existing one this spec. `agent.json` comes last: without it there is no agent."""
+    """Make an agent, or give an existing one this spec. `agent.json` comes last: without it there is no agent.
+
+    Where spec and prompt of an existing one both change, it is not wanted in between: what is killed half-way leaves
+    an agent that is down, never one that works with the prompt of the one and the spec of the other.
+    """
     agent = home.agent(spec.name)
     mailbox.create(agent)
     for directory in (agent.logs, agent.crashes, agent.path / "conversations", agent.path / "memory", agent.tools):
         fs.ensure_dir(directory)
     for directory in (agent.path, agent.inbox, agent.outbox, agent.in_progress):
         homes.check_device(home, directory)
-    if prompt or agent.prompt.exists():
-        fs.replace(agent.prompt, prompt.encode())
-    fs.replace(agent.want, f"{want}\n".encode())
-    fs.replace(agent.spec, wire.encode(spec))
+    if _holds_another(agent.spec, wire.encode(spec)) and _holds_another(agent.prompt, prompt.encode()):
+        _change_both(agent, spec, prompt)
+        write_want(agent, want)
+    else:
+        if prompt or agent.prompt.exists():
+            fs.replace(agent.prompt, prompt.encode())
+        write_want(agent, want)
+        fs.replace(agent.spec, wire.encode(spec))
     fs.hint(agent.model, spec.model)
     if not agent.status.exists():
         fs.hint(agent.status, "pending" if want == "up" else "idle")
     return agent
+
+
+def _holds_another(path: Path, data: bytes) -> bool:
+    """Whether a file is there and is to become another one."""
+    try:
+        return fs.read(path, len(data)) != data
+    except FileNotFoundError:
+        return False
+    except (fs.NotRegular, fs.TooLarge):
+        return True
+
+
+def _change_both(agent: AgentDir, spec: AgentSpec, prompt: str) -> None:
+    """Both are written before anything is changed: a full disk then leaves the agent as it was, and wanted."""
+    with fs.NewFile(agent.prompt) as new_prompt, fs.NewFile(agent.spec) as new_spec:
+        new_prompt.write(prompt.encode())
+        new_spec.write(wire.encode(spec))
+        write_want(agent, "down")
+        new_prompt.keep()
+        new_spec.keep()
 
 
 def names(home: Home) -> list[str]:

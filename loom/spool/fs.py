@@ -513,26 +513,29 @@ def names(directory: Path, at_once: int = 4096) -> Iterator[str]:
 
 def remove_tree(path: Path) -> None:
     """Remove a directory and all below it, never following a link. Nothing happens when it is not there."""
-    if path.is_symlink():  # scandir would follow it and empty what it points to
-        remove(path)
-        return
-    try:
-        with os.scandir(path) as found:
-            entries = list(found)
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        remove(path)
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(Path(entry.path))
-        else:
-            remove(Path(entry.path))
-    try:
-        calls.rmdir(str(path))
-    except FileNotFoundError:
-        pass
+    directories = [path]
+    for directory in directories:  # which grows: a tree may be deeper than Python calls go
+        if directory.is_symlink():  # scandir would follow it and empty what it points to
+            remove(directory)
+            continue
+        try:
+            with os.scandir(directory) as found:
+                entries = list(found)
+        except FileNotFoundError:
+            continue
+        except NotADirectoryError:
+            remove(directory)
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(Path(entry.path))
+            else:
+                remove(Path(entry.path))
+    for directory in reversed(directories):
+        try:
+            calls.rmdir(str(directory))
+        except FileNotFoundError:
+            pass
 
 
 def open_append(path: Path) -> int:

@@ -11,6 +11,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +21,7 @@ from loom.core.routing import decode as decode_routes
 from loom.spool import archive, config, fs, litter, locks, references
 from loom.spool import home as homes
 from loom.spool.broom import Broom
-from loom.spool.findings import Check, Finding, Findings, person
+from loom.spool.findings import Check, Finding, Findings, guarded, in_the_way, person
 from loom.spool.fs import DIR_MODE, FILE_MODE, TMP
 from loom.spool.fsck_goals import check_goals
 from loom.spool.fsck_mail import check_agent
@@ -29,6 +30,10 @@ from loom.wire import ids
 from loom.wire.errors import Config, LoomError, NotFound, TryLater
 from loom.wire.jsontext import Malformed, loads_object
 
+# Where nothing but files and directories lies, and nobody else says so of what does not belong there.
+_PLAIN = frozenset(("secrets", "filters", "heads"))
+# People write these with an editor, which gives them the mode of their umask. They hold no secrets.
+_WRITTEN_BY_HAND = frozenset(("config.yml", "routes.json"))
 _PEOPLES = frozenset(("tools", "skills", "memory", "playbooks", "policies", "schedules", "runners"))
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -46,7 +51,14 @@ def check(home: Home, *, repair: bool = False, now_s: float | None = None) -> It
     if not repair:
         yield from _everything(run)
         return
-    lock = locks.acquire(home.tidy_lock)
+    try:
+        lock = locks.acquire(home.tidy_lock)
+    except OSError as error:
+        if (told := in_the_way(home.tidy_lock, error)) is None:
+            raise
+        yield told  # and nothing is mended, because gc may be at work
+        yield from _everything(Check(home, False, run.now_s))
+        return
     if lock is None:
         raise TryLater("gc or another fsck --repair is at work in this home", hint="let it end", kind="busy")
     with lock:
@@ -58,7 +70,7 @@ def _everything(run: Check) -> Findings:
     yield from _boot(run)
     yield from _top(run)
     yield from _modes(run, home.path, ())
-    yield from _litter(run)
+    yield from guarded(home.path, _litter(run))
     for name in fs.names(home.agents):
         path = home.agents / name
         if name == TMP:
@@ -66,9 +78,9 @@ def _everything(run: Check) -> Findings:
         if not ids.is_agent(name) or path.is_symlink() or not path.is_dir():
             yield person(path, "is no agent", "move it away")
         else:
-            yield from check_agent(run, home.agent(name))
+            yield from guarded(path, check_agent(run, home.agent(name)))
     for name in fs.names(home.filters):
-        if name != TMP and not ids.is_stem(name):
+        if name != TMP and not (ids.is_stem(name) and _is_directory(home.filters / name)):
             yield person(home.filters / name, "is no filter", "move it away")
     yield from check_goals(run)
     yield from _blobs(run)
@@ -78,9 +90,12 @@ def _everything(run: Check) -> Findings:
 def _boot(run: Check) -> Findings:
     """`run/` belongs to one boot; the next command that opens the home empties it."""
     if not homes.is_of_this_boot(run.home):
-        yield run.mend(
-            run.home.run, "is missing or of another boot", "made anew", partial(homes.open_home, run.home.path)
-        )
+        what = "is missing or of another boot"
+        wrong = [d for d in _needed(run.home) if os.path.lexists(d) and not _is_directory(d)]
+        if wrong:
+            yield person(run.home.run, what, f"it is made anew when {wrong[0]} is out of the way")
+        else:
+            yield run.mend(run.home.run, what, "made anew", partial(homes.open_home, run.home.path))
     elif run.home.supervisor_pid.exists() and not locks.is_held(run.home.supervisor_lock):
         yield run.mend(run.home.supervisor_pid, "names a supervisor that is gone", "removed",
                        partial(fs.remove, run.home.supervisor_pid))  # fmt: skip
@@ -91,12 +106,16 @@ def _top(run: Check) -> Findings:
     for name in fs.names(home.path):
         if name not in HOME_ENTRIES and not name.startswith("."):
             yield person(home.path / name, "is nothing of loom's", "move it away")
-    for directory in (d for d in home.directories() if home.run not in (d, d.parent)):
-        if not directory.is_dir() or directory.is_symlink():
+    needed = _needed(home)
+    for directory in (*needed, home.secrets, home.archive, home.supervisor_log.parent):
+        if not _is_directory(directory):
             if os.path.lexists(directory):
                 yield person(directory, "is no directory", "move it away; a home holds no links")
-            else:
+            elif directory in needed:
                 yield run.mend(directory, "is missing", "made", partial(fs.ensure_dir, directory))
+    for lock in (home.tidy_lock, home.start_lock):
+        if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
+            yield person(lock, "is no regular file, and cannot be locked", "move it away")
     try:
         config.load(home, {})
     except LoomError as error:
@@ -107,6 +126,15 @@ def _top(run: Check) -> Findings:
         pass
     except (Malformed, fs.NotRegular, fs.TooLarge, Config) as error:
         yield person(home.routes, f"cannot be read: {error}", "the router waits until it is mended")
+
+
+def _needed(home: Home) -> list[Path]:
+    """The directories that every home has, but those of `run/`."""
+    return [d for d in home.directories() if home.run not in (d, d.parent)]
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _archives(run: Check) -> Findings:
@@ -128,6 +156,9 @@ def _archives(run: Check) -> Findings:
 
 def _modes(run: Check, directory: Path, parts: tuple[str, ...]) -> Findings:
     """0700 and 0600. In what people put here (tools, skills, memories) only what others may do counts."""
+    if run.is_too_deep(directory):
+        yield person(directory, "lies too deep to be looked into", "move it away")
+        return
     yield from _mode(run, directory, DIR_MODE)
     peoples = any(part in _PEOPLES for part in parts)
     try:
@@ -138,10 +169,28 @@ def _modes(run: Check, directory: Path, parts: tuple[str, ...]) -> Findings:
         for entry in entries:
             path, below = Path(entry.path), (*parts, entry.name)
             if entry.is_dir(follow_symlinks=False):
+                if not peoples and _is_file(below):
+                    yield person(path, "is no regular file", "move it away")
                 if not _is_left_out(below):
                     yield from _modes(run, path, below)
+            elif entry.name == TMP:
+                yield person(path, "is no directory", "move it away")
             elif entry.is_file(follow_symlinks=False):
                 yield from _mode(run, path, None if peoples else FILE_MODE)
+            elif not peoples and below[0] in _PLAIN:
+                yield person(path, "is no regular file", "move it away")
+
+
+def _is_file(parts: tuple[str, ...]) -> bool:
+    """Whether this is the name of a file that nobody else here looks into: a head, a secret, a filter's, a lock."""
+    match parts:
+        case ("heads" | "secrets", name):
+            return name != TMP
+        case ("filters", stem, name):
+            return name in ("lock", f"{stem}.msg")
+        case (_, _, *_, name):
+            return name.endswith(".lock")
+    return False
 
 
 def _is_left_out(parts: tuple[str, ...]) -> bool:
@@ -161,7 +210,10 @@ def _mode(run: Check, path: Path, wanted: int | None) -> Findings:
     if path.is_dir() and fs.is_unsynced(path):
         yield run.mend(path, "was made and its entry not synced", "synced", partial(fs.ensure_dir, path))
     elif mode != right:
-        yield run.mend(path, f"has mode {mode:04o}", f"set to {right:04o}", partial(fs.set_mode, path, right))
+        told = run.mend(path, f"has mode {mode:04o}", f"set to {right:04o}", partial(fs.set_mode, path, right))
+        by_hand = path.parent == run.home.path and path.name in _WRITTEN_BY_HAND
+        is_harmless = told.status == "mend" and by_hand and mode & right == right
+        yield replace(told, status="note") if is_harmless else told
 
 
 def _litter(run: Check) -> Findings:

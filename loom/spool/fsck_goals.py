@@ -12,7 +12,7 @@ from loom.core.goal import reduce as reducing
 from loom.core.goal import state as states
 from loom.core.goal.state import GoalState
 from loom.spool import blobs, fs, goals, journal, locks
-from loom.spool.findings import Check, Finding, Findings, person
+from loom.spool.findings import Check, Finding, Findings, guarded, person
 from loom.spool.fs import TMP
 from loom.spool.layout import GoalDir
 from loom.wire import ids
@@ -23,6 +23,8 @@ from loom.wire.jsontext import Malformed, loads_object
 # Members of an event's data that name a blob without which the goal could not be gone over again.
 _BLOBS = frozenset(("message", "base", "files", "changes", "diff"))
 _DIGEST_LENGTH = 64
+# What a goal has only when its journal was begun.
+_WITH_JOURNAL = ("state.json", "plan.json", "resting", "workspace", "subtasks")
 
 
 def check_goals(check: Check) -> Findings:
@@ -34,7 +36,7 @@ def check_goals(check: Check) -> Findings:
         if not ids.is_goal(name) or path.is_symlink() or not path.is_dir():
             yield person(path, "is no goal", "move it away")
         else:
-            yield from _goal(check, check.home.goal(name))
+            yield from guarded(path, _goal(check, check.home.goal(name)))
     for name in fs.names(check.home.heads):
         if name != TMP and not (ids.is_goal(name) and (check.home.goals / name).is_dir()):
             yield person(check.home.heads / name, "is the head of no goal", "remove it when the goal was removed")
@@ -48,9 +50,13 @@ def _goal(check: Check, goal: GoalDir) -> Findings:
     for name in fs.names(goal.control):
         if name != TMP and not (name.endswith(".json") and ids.is_stem(name.removesuffix(".json"))):
             yield person(goal.control / name, "is no request to this goal", "remove it")
+    if os.path.lexists(goal.control) and not goal.control.is_dir():
+        yield person(goal.control, "is no directory", "move it away")
     if not goal.journal.exists():
-        if check.home.head(goal.id).exists():
+        if os.path.lexists(check.home.head(goal.id)):
             yield person(goal.journal, "is missing, and its head was noted", "bring it back from a copy")
+        elif left := next((name for name in _WITH_JOURNAL if os.path.lexists(goal.path / name)), ""):
+            yield person(goal.journal, f"is missing, and {left} says that there was one", "bring it back from a copy")
         return
     lock = goal.path / "journal.lock"
     if locks.is_held(lock):

@@ -38,7 +38,7 @@ _KNOWN_LINES = 50  # as far back as the runner looks
 
 def check_agent(check: Check, agent: AgentDir) -> Findings:
     """Everything below `agents/<name>/`."""
-    yield from _entries(agent)
+    yield from _entries(check, agent)
     if not agent.spec.exists():
         if agents.has_mail(agent):
             yield person(
@@ -79,7 +79,7 @@ def _held(check: Check, path: Path) -> Iterator[bool]:
             lock.release()
 
 
-def _entries(agent: AgentDir) -> Findings:
+def _entries(check: Check, agent: AgentDir) -> Findings:
     """What lies in the directory and is none of ours; links and special files among what is."""
     for name in fs.names(agent.path):
         path = agent.path / name
@@ -92,15 +92,17 @@ def _entries(agent: AgentDir) -> Findings:
         elif kind != "directory":
             yield person(path, f"is no directory but a {kind}")
         elif name in _PLAIN:
-            yield from _special(path)
+            yield from _special(check, path)
 
 
-def _special(directory: Path) -> Findings:
+def _special(check: Check, directory: Path) -> Findings:
+    if check.is_too_deep(directory):
+        return  # told where modes are
     for name in fs.names(directory):
         path = directory / name
         kind = _kind(path)
         if kind == "directory":
-            yield from _special(path)
+            yield from _special(check, path)
         elif kind not in ("file", "") and directory.name not in (".unreadable", ".refused"):
             yield person(path, f"is no regular file but a {kind}")
 
@@ -109,7 +111,7 @@ def _kind(path: Path) -> str:
     """What lies there; empty when nothing does any more."""
     try:
         mode = os.lstat(path).st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     if stat.S_ISREG(mode):
         return "file"
@@ -141,7 +143,9 @@ def _reason(path: Path) -> str:
 
 def _directories(check: Check, agent: AgentDir) -> Findings:
     for directory in agent.directories():
-        if not directory.exists():
+        if (kind := _kind(directory)) not in ("directory", ""):
+            yield person(directory, f"is no directory but a {kind}", "move it away")
+        elif not kind:
             yield check.mend(directory, "is missing", "made", partial(fs.ensure_dir, directory))
 
 

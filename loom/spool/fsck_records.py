@@ -67,7 +67,9 @@ def _lines(check: Check, path: Path, act: Callable[[], object]) -> Findings:
     except ndjson.Damaged as error:
         yield person(path, str(error), "mend that line or move the file away")
         return
-    except fs.NotRegular:
-        return  # told among the special files
+    except fs.NotRegular as error:
+        if error.kind == "directory":  # all other kinds are told among the special files
+            yield person(path, f"is {error}", "move it away")
+        return
     if torn:
         yield check.mend(path, f"its last {torn} bytes are torn", "cut off and kept beside it", act)

@@ -54,6 +54,24 @@ def open_home(path: Path, env: dict[str, str] | os._Environ[str] = os.environ) -
     return home
 
 
+def look_into(path: Path) -> Home:
+    """As open_home, for who changes nothing: a home that may not be written is looked at as it lies there.
+
+    Its `run/` may be of another boot then; nobody holds a lock there, and nothing else in it is looked at.
+    """
+    try:
+        return open_home(path)
+    except Disk as error:
+        cause = error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        home = Home(path)
+        if not os.path.lexists(home.version):
+            raise
+        check_version(home)
+        return home
+
+
 def trouble(home: Home) -> str:
     """Why nothing can be written in this home now, in one line; empty when it can. Tried, not guessed."""
     try:
@@ -181,7 +199,7 @@ def is_of_this_boot(home: Home) -> bool:
     """Whether `run/` was made since the machine started."""
     try:
         return fs.read(home.boot_id, 100).decode("ascii", "replace").strip() == locks.boot_id()
-    except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
+    except (FileNotFoundError, NotADirectoryError, fs.NotRegular, fs.TooLarge):
         return False
 
 

@@ -73,11 +73,14 @@ def is_litter(broom: Broom, path: Path) -> bool:
 
 
 def _is_all_old(broom: Broom, path: Path, days: float, without: str = "") -> bool:
-    if not broom.is_old(path, days):
-        return False
-    if path.is_symlink() or not path.is_dir():
-        return True
-    return all(_is_all_old(broom, path / name, days) for name in fs.names(path) if name != without)
+    left = [path]
+    while left:
+        found = left.pop()
+        if not broom.is_old(found, days):
+            return False
+        if not found.is_symlink() and found.is_dir():
+            left += [found / name for name in fs.names(found) if found != path or name != without]
+    return True
 
 
 def remove_all(broom: Broom, path: Path, what: str) -> None:

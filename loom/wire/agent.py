@@ -91,7 +91,7 @@ def encode(spec: AgentSpec) -> bytes:
 def decode(data: bytes, where: str) -> AgentSpec:
     """The spec in `data`; `where` names the file in errors. Raises errors.Config and nothing else."""
     try:
-        raw = loads_object(data)
+        raw = loads_object(data, unique=True)
         return _decode(raw)
     except Malformed as error:
         raise Config(f"{where} cannot be read: {error}") from None

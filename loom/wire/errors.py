@@ -18,7 +18,10 @@ LACKS = frozenset(
 
 
 class LoomError(Exception):
-    """Base of everything a person can act on. `hint` is the next step, when it does not fit the message."""
+    """Base of everything a person can act on. `hint` is the next step, when it does not fit the message.
+
+    about  what it happened to, by name, for programs: the members that stand beside `error` with --json
+    """
 
     exit_status = exits.FAILED
     kind = "error"
@@ -27,6 +30,7 @@ class LoomError(Exception):
         super().__init__(message)
         self.hint = hint
         self.retry_after_s = retry_after_s
+        self.about: dict[str, str] = {}
         if kind:
             self.kind = kind
 

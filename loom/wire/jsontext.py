@@ -58,8 +58,11 @@ def too_deep(data: bytes, max_depth: int = MAX_DEPTH) -> bool:
     return data.count(b"[") + data.count(b"{") > max_depth and _depth(data.decode("utf-8")) > max_depth
 
 
-def loads(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
-    """Parse strict UTF-8 JSON nested at most `max_depth` deep. Raises Malformed, never RecursionError."""
+def loads(data: bytes, max_depth: int = MAX_DEPTH, *, unique: bool = False) -> Any:
+    """Parse strict UTF-8 JSON nested at most `max_depth` deep. Raises Malformed, never RecursionError.
+
+    unique  refuse an object in which a name stands twice; else the last one counts
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -67,7 +70,8 @@ def loads(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
     if data.count(b"[") + data.count(b"{") > max_depth and _depth(text) > max_depth:
         raise Malformed(f"nested deeper than {max_depth} levels")
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        hook = _unique if unique else None
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=hook)
     except Malformed:
         raise
     except ValueError as error:
@@ -83,12 +87,23 @@ def loads(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
     return value
 
 
-def loads_object(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
+def loads_object(data: bytes, max_depth: int = MAX_DEPTH, *, unique: bool = False) -> dict[str, Any]:
     """Like loads, for what must be one object."""
-    value = loads(data, max_depth)
+    value = loads(data, max_depth, unique=unique)
     if not isinstance(value, dict):
         raise Malformed(f"not an object but {_kind(value)}")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise Malformed(f"the name {ascii(name)[:60]} stands twice in one object")
+            seen.add(name)
+    return found
 
 
 def _no_constant(name: str) -> Any:

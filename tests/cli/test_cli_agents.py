@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_user import ROOT, Loom
+from cli_user import DEADLINE_S, ROOT, Loom, Said
 from support import wait_until
 
 from loom.spool import agents, locks
@@ -224,7 +225,9 @@ def test_a_failure_is_a_reply_with_status_1(loom: Loom) -> None:
     start(loom, model=loom.script({"error": "context_overflow", "message": "far too long"}))
     said = loom("send", "x", "hello", "--wait", "--json")
     assert said.status == 1 and "far too long" in said.err
-    assert said.objects[-1]["error"]["type"] == "context_overflow"
+    (told,) = said.objects
+    assert told["error"]["type"] == "context_overflow"
+    assert told["agent"] == "x" and (loom.home / f"agents/x/inbox/.failed/{told['message']}.msg").exists()
     assert show(loom)["mail"]["failed"] == 1  # type: ignore[index]
 
 
@@ -272,6 +275,40 @@ def test_ps_tells_the_truth_when_the_status_file_does_not(loom: Loom) -> None:
         lock.sign(locks.own_incarnation())
         (listed,) = loom("agent", "ps", "--json").objects[0]["agents"]
         assert (listed["status"], listed["pid"]) == ("running", os.getpid())
+
+
+def test_show_lets_nothing_hide_in_a_pipe_either(loom: Loom) -> None:
+    (make_stopped(loom) / "prompt.md").write_text("Be \x1b[31mshort\u202e.\n")
+    assert r"Be \x1b[31mshort\u202e." in loom("agent", "show", "x").out
+
+
+def test_ps_says_that_some_are_not_shown(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    said = loom("agent", "ps")
+    assert (len(said.out.splitlines()), said.err) == (1, "loom: 1 stopped not shown; see: loom agent ps --all\n")
+    (agent / "want").write_text("dead\n")
+    assert "1 dead not shown" in loom("agent", "ps").err
+    for words in (("--all",), ("--json",), ("-a", "--json")):
+        assert loom("agent", "ps", *words).err == ""
+    assert loom("-q", "agent", "ps").err == ""
+
+
+def test_supervisor_status_counts_by_locks_and_own_processes_apart(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    (agent / "want").write_text("up\n")
+    (agent / "status").write_text("running\n")  # it was killed, and nobody could write that down
+    home = open_home(loom.home)
+    router = agents.create(home, AgentSpec(name="router", model="builtin", runner="router"), "", "demand")
+    router.status.write_text("idle\n")
+    told = loom("supervisor", "status", "--json").objects[0]
+    assert (told["agents"], told["own"]) == ({"crashed": 1}, {})
+    assert loom("supervisor", "status").out == "not running: 1 crashed\n"
+    lock = locks.acquire(router.lock)
+    assert lock is not None
+    with lock:
+        told = loom("supervisor", "status", "--json").objects[0]
+        assert (told["agents"], told["own"]) == ({"crashed": 1}, {"idle": 1})
+        assert loom("supervisor", "status").out == "not running: 1 crashed; loom's own processes: 1 idle\n"
 
 
 def test_ps_survives_an_agent_that_cannot_be_read(loom: Loom) -> None:
@@ -394,3 +431,38 @@ def test_rm_force_stops_it_first(loom: Loom) -> None:
     assert loom("agent", "rm", "x", "--force").status == 0
     assert loom("agent", "show", "x").status == 66
     assert not list((loom.home / "agents/.tmp").iterdir())
+
+
+def test_a_home_that_cannot_be_written_can_be_looked_at(loom: Loom) -> None:
+    agent = make_stopped(loom)
+    loom("agent", "start", "x", "--prompt", "hello")  # for the log
+    (loom.home / "run" / "boot_id").write_text("another boot\n")
+    (loom.home / "start.lock").unlink()
+    directories = [loom.home, *(path for path in loom.home.rglob("*") if path.is_dir())]
+    for path in directories:
+        path.chmod(0o500)
+    try:
+        assert "x" in as_written(loom, "agent", "ps", "-a").out
+        for words in ("agent show x", "agent logs x", "goal ps -a", "supervisor status", "config"):
+            said = as_written(loom, *words.split())
+            assert said.status == 0 and said.out, said
+        said = as_written(loom, "fsck")
+        assert said.status == 1 and f"{loom.home / 'run'}: is missing or of another boot" in said.out
+        assert as_written(loom, "send", "x", "hello").status == 74
+    finally:
+        for path in directories:
+            path.chmod(0o700)
+    assert not (loom.home / "start.lock").exists() and agent.exists()
+
+
+def as_written(loom: Loom, *words: str) -> Said:
+    """The command by somebody for whom modes hold, root included."""
+    child = loom.start(*words, preexec_fn=_obey_modes)
+    out, err = child.communicate(timeout=DEADLINE_S)
+    return Said(child.returncode, out.decode(), err.decode())
+
+
+def _obey_modes() -> None:
+    prctl = ctypes.CDLL(None).prctl
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH; refused to those who have none
+        prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 from cli_user import Loom, Said
 from support import wait_until
 
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR" + struct.pack(">II5B", 1, 1, 8, 0, 0, 0, 0)
 PICTURES = {
-    "a.png": (b"\x89PNG\r\n\x1a\nrest", "image/png"),
-    "b.jpg": (b"\xff\xd8\xff\xe0rest", "image/jpeg"),
-    "c.gif": (b"GIF89arest", "image/gif"),
-    "d": (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "image/webp"),
+    "a.png": (PNG + b"rest", "image/png"),
+    "b.jpg": (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00rest", "image/jpeg"),
+    "c.gif": (b"GIF89a\x01\x00\x01\x00\x00\x00\x00rest", "image/gif"),
+    "d": (b"RIFF\x10\x00\x00\x00WEBPVP8 \x04\x00\x00\x00rest", "image/webp"),
 }
 SHOW = """
 import json, sys
@@ -69,7 +71,16 @@ BAD = [
     (b"%PDF-1.7\xff\xfe", 65, "neither an image (png, jpeg, gif, webp) nor text"),
     (b"text\0with nul", 65, "neither"),
     (b"", 65, "empty"),
-    (b"\x89PNG\r\n\x1a\n" + b"x" * (5 << 20), 65, "5242880"),
+    (PNG + b"x" * (5 << 20), 65, "5242880"),
+    (b"\x89PNG\r\n\x1a\n" + b"rubbish" * 9, 65, "begins as image/png and is none: its first chunk is b'ishr'"),
+    (PNG[:16] + bytes(17), 65, "it is 0 x 0 pixels large"),
+    (PNG[:20], 65, "it ends after 20 bytes"),
+    (b"\xff\xd8\xff\x00rubbish", 65, "its first segment has the marker ff00"),
+    (b"\xff\xd8\xff", 65, "it ends after 3 bytes"),
+    (b"GIF89a\x00\x00\x00\x00rubbish", 65, "it is 0 x 0 pixels large"),
+    (b"GIF89a", 65, "it ends after 6 bytes"),
+    (b"RIFF\x10\x00\x00\x00WEBPrubbishrubbish", 65, "its first chunk is b'rubb'"),
+    (b"RIFF\xff\x00\x00\x00WEBPVP8 \x04\x00\x00\x00rest", 65, "it holds 16 bytes of 255"),
     (None, 66, "no file"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,46 @@ def test_the_name_of_a_home_may_be_a_link(loom: Loom, tmp_path: Path):
     link = tmp_path / "link"
     link.symlink_to(loom.home)
     assert loom("--home", str(link), "fsck").status == 0
+
+
+@pytest.mark.parametrize("where", ["inbox/.processed", "memory", "goals/.tmp", "archive"])
+def test_directories_without_end_end_neither_fsck_nor_gc(loom: Loom, agent: AgentDir, where: str):
+    top = agent.path / where if (agent.path / where).is_dir() else loom.home / where
+    top.mkdir(mode=0o700, exist_ok=True)
+    try:
+        nest(top, 3000)  # longer than any path the kernel takes
+        for words in ((), ("--repair",)):
+            said = loom("fsck", *words)
+            assert said.status == (0 if where == "goals/.tmp" else 1), said
+            assert ("lies too deep" in said.out) == (said.status == 1)
+        assert loom("gc").status == 0
+    finally:
+        subprocess.run(["rm", "-rf", top], check=True)  # what removes the rest of the test cannot go so deep
+
+
+def nest(top: Path, levels: int) -> None:
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", 0o700, dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def test_a_name_cannot_forge_a_line_nor_colour_it(loom: Loom, agent: AgentDir):
+    odd = agent.inbox / "a\x1b[31m\nforged: is fine\u202e.txt"
+    odd.write_text("x")
+    odd.chmod(0o600)
+    said = loom("fsck")
+    assert len(said.out.splitlines()) == 1 and r"/a\x1b[31m\nforged: is fine\u202e.txt: " in said.out
+    assert loom("fsck", "--json").objects[0]["path"] == str(odd)
+
+
+def test_settings_of_mode_0644_are_noted_and_end_with_0(loom: Loom, agent: AgentDir):
+    path = loom.home / "config.yml"
+    path.write_text("model: builtin\n")
+    path.chmod(0o644)
+    said = loom("fsck")
+    assert said.status == 0 and said.out == f"{path}: has mode 0644; no fault; --repair: set to 0600\n"
+    assert "1 only noted" in said.err

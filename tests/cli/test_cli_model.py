@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 from cli_user import Loom
-from far_side import FarSide
+from far_side import HOLD, FarSide
+
+from loom.cli import model
+from loom.models.base import ModelContext
+from loom.wire.provider import Provider
 
 KEY = "sk-very-secret"
 
@@ -91,6 +95,31 @@ def test_ls_of_a_server_that_refuses_the_key(loom: Loom, far: FarSide) -> None:
     assert KEY not in said.out + said.err
 
 
+def test_a_server_that_stays_silent_has_its_key_all_the_same(
+    loom: Loom, far: FarSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = Provider("lab", "openai", far.url, key="lab")
+    context = ModelContext(env={"LAB_API_KEY": KEY}, providers={"lab": provider})
+    far.answers += [[b"HTTP/1.1 200 OK\r\n", HOLD]]
+    monkeypatch.setattr(model, "LIST_S", 1.0)
+    (found,) = model._ask_all(["lab"], context)
+    assert found.reachable is False and "no answer within" in found.error
+    assert found.key_from == "LAB_API_KEY"
+
+
+def test_ls_of_what_is_built_in(loom: Loom) -> None:
+    said = loom("model", "ls", "builtin")
+    assert said.status == 0 and "builtin/echo" in said.out and "PROVIDER" not in said.out
+    told = loom("model", "ls", "builtin", "--json").objects[0]
+    assert "builtin/echo" in told["builtin"] and told["providers"] == []
+    assert "did you mean 'builtin'" in loom("model", "ls", "bultin").err
+
+
+def test_what_is_built_in_costs_nothing(loom: Loom) -> None:
+    assert loom("model", "test", "builtin", "--json").objects[0]["usd"] == 0.0
+    assert "0.000000 USD" in loom("model", "test", "builtin/echo").out
+
+
 def test_ls_of_nobody_is_a_usage_error(loom: Loom) -> None:
     said = loom("model", "ls", "olama")
     assert said.status == 2 and "did you mean 'ollama'" in said.err
@@ -168,7 +197,7 @@ def test_a_chain_says_who_answered(loom: Loom, far: FarSide) -> None:
     far.answers += [[body({"error": "loading"}, "503 Wait")]]
     said = loom("model", "test", "lab/m1|builtin/echo", "--json")
     told = said.objects[0]
-    assert (told["model"], told["answered_by"], told["usd"]) == ("lab/m1|builtin/echo", "builtin/echo", None)
+    assert (told["model"], told["answered_by"], told["usd"]) == ("lab/m1|builtin/echo", "builtin/echo", 0)
     assert "builtin/echo is asked instead" in said.err
 
 
@@ -180,6 +209,8 @@ def test_a_filter_tells_the_switch_and_logs_it(loom: Loom, far: FarSide) -> None
     assert "503: loading; builtin/echo is asked instead" in said.err
     notice = next(r for r in loom.log("x") if r["event"] == "model_notice")
     assert notice["kind"] == "switched" and notice["model"] == "lab/m1|builtin/echo"
+    reply = next(r for r in loom.log("x") if r["event"] == "model_reply")
+    assert (reply["model"], reply["answered_by"]) == ("lab/m1|builtin/echo", "builtin/echo")
 
 
 def test_a_detached_agent_may_have_a_chain(loom: Loom, far: FarSide) -> None:

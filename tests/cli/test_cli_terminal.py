@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,12 @@ from pathlib import Path
 import pytest
 from cli_user import COMMAND, DEADLINE_S, Loom
 
+from loom.spool import agents
+from loom.spool.layout import Home
+from loom.wire.agent import AgentSpec
+
 CTRL_C, CTRL_D = b"\x03", b"\x04"
+COLUMNS = 80
 
 
 class Terminal:
@@ -21,6 +27,7 @@ class Terminal:
 
     def __init__(self, loom: Loom, *words: str) -> None:
         self.fd, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, COLUMNS))
         self.process = subprocess.Popen(
             [*COMMAND, *words],
             stdin=slave,
@@ -71,7 +78,6 @@ class Terminal:
 
 def _take_terminal() -> None:
     import fcntl
-    import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
@@ -192,3 +198,15 @@ def test_nothing_to_send_from_a_terminal_is_a_usage_error(loom: Loom, terminal: 
     sends = terminal("send", "x")  # type: ignore[arg-type]
     sends.expect("nothing to send")
     assert sends.wait() == 2
+
+
+def test_a_table_fits_a_terminal_and_a_pipe_gets_all_of_it(loom: Loom, terminal: type[Terminal]) -> None:
+    long = "ollama/" + "m" * 300
+    loom("agent", "ps")  # makes what a home has
+    agents.create(Home(loom.home), AgentSpec(name="worker", model=long), "", "down")
+    shown = terminal("agent", "ps", "-a")  # type: ignore[arg-type]
+    lines = shown.expect("mm…")
+    assert max(map(len, lines.split("\r\n"))) <= COLUMNS and "worker" in lines
+    shown.expect("\r\n")
+    assert shown.wait() == 0
+    assert long in loom("agent", "ps", "-a").out

@@ -135,7 +135,16 @@ def _start_case() -> Case:
 def _replace_case() -> Case:
     run, again = _commands(_REPLACE)
     check = partial(_is, model="builtin/extract", prompt="Another.", want="up")
-    return Case("loom agent start --replace", _agent_setup, run, again, check, _is_whole_agent, process="agent start")
+    return Case("loom agent start --replace", _agent_setup, run, again, check, _is_one_of_both, process="agent start")
+
+
+def _is_one_of_both(root: Path) -> None:
+    """An agent that is wanted has the spec and the prompt it had, or both new ones."""
+    _is_whole_agent(root)
+    box = Home(root / "home").agent(AGENT)
+    found = agents.read_want(box), agents.read_spec(box).model, box.prompt.read_text()
+    whole = (("builtin/echo", "You are a test."), ("builtin/extract", "Another."))
+    assert found[0] == "down" or found[1:] in whole, f"half of a change is at work: {found}"
 
 
 def _stop_case() -> Case:

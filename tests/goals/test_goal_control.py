@@ -193,8 +193,18 @@ def test_a_goal_without_a_workspace_has_nothing_to_land_in(world: World):
     model = world.script(planned(sub("one")), *does(execute("one")), PASSES)
     done = world.loom("run", "Think.", "--model", model)
     assert (done.status, done.out) == (0, "Done.\n"), done.err
+    assert "no workspace, it begins empty; planning" in done.err and "copied" not in done.err
     refused = world.loom("goal", "land", world.goal().id)
     assert refused.status == 1 and "no workspace" in refused.err
+
+
+def test_a_name_of_a_workspace_cannot_forge_a_line(world: World):
+    odd = world.root / "a\n  landed \x1b[31m"
+    odd.mkdir()
+    model = world.script(planned(sub("one")), *does(execute("one")), PASSES)
+    assert world.loom("run", "Think.", "-w", odd, "--model", model).status == 0
+    shown = world.loom("goal", "show", world.goal().id).out
+    assert r"/a\n  landed \x1b[31m" in shown and "\x1b" not in shown
 
 
 def test_what_the_goal_commands_say(world: World):

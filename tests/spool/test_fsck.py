@@ -705,3 +705,101 @@ def test_any_damage_together(injuries: list[Callable[[World], Path]], draw: rand
         assert {f.path for f in told if f.status == "person"} <= {f.path for f in left}
     finally:
         shutil.rmtree(place)
+
+
+# -- the wrong kind of thing -------------------------------------------------------------------------------------
+
+
+def put(kind: str, path: Path) -> None:
+    """Something else in the place of a file or directory."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    match kind:
+        case "directory":
+            path.mkdir(mode=0o700)
+        case "fifo":
+            os.mkfifo(path, 0o600)
+        case "link":
+            path.symlink_to("nowhere")
+        case "file":
+            path.touch(0o600)
+
+
+def whole(path: Path) -> World:
+    """A home with every lock that a home can have, and a file in each place for such."""
+    world = World(path)
+    home = world.home
+    for lock in (home.tidy_lock, home.start_lock, world.goal.path / "journal.lock", world.a.lock):
+        world.write(lock, b"")
+    world.write(world.a.conversation("main").with_suffix(".lock"), b"")
+    world.write(home.filter_box(stem(9)).path / "lock", b"")
+    world.write(home.config, b"{}\n")
+    world.write(home.secrets / "KEY")
+    world.write(home.agent("router").lock, b"")
+    world.tidy()
+    return world
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "link", "file"])
+def test_the_wrong_kind_of_thing_is_a_finding_wherever_it_lies(quick_path: Path, kind: str):
+    world = whole(quick_path / "home")
+    top = world.home.path
+    assert world.check() == []
+    places = [p.relative_to(top) for p in sorted(top.rglob("*")) if p.name != "version"]
+    places = [p for p in places if p.parts[0] != "run" and p.parts[:2] != ("agents", "router")]
+    for number, place in enumerate([*places, Path("agents/router/lock")]):
+        if (top / place).is_dir() == (kind == "directory") or ((top / place).is_file() and kind == "file"):
+            continue
+        home = Home(quick_path / str(number))
+        shutil.copytree(top, home.path, symlinks=True)
+        put(kind, home.path / place)
+        for repair in (False, True):
+            told = [f.path for f in fsck.check(home, repair=repair)]
+            near = [p for p in told if p.is_relative_to(home.path / place) or (home.path / place).is_relative_to(p)]
+            assert near or (place.name == "journal.lock" and kind == "fifo"), (place, repair)  # that one can be locked
+        shutil.rmtree(home.path)
+
+
+def test_a_lock_that_is_none_lets_nothing_be_mended(world: World):
+    world.home.tidy_lock.mkdir(mode=0o700)
+    wrong = wrong_mode(world)
+    told = {f.path: f.status for f in world.check(repair=True)}
+    assert told[world.home.tidy_lock] == "person" and told[wrong] == "mend"
+    assert wrong.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("left", ["state.json", "plan.json", "workspace", "subtasks"])
+def test_a_goal_whose_journal_is_gone_is_told_although_no_head_is_left(world: World, left: str):
+    world.goal.journal.unlink()
+    world.home.head(GOAL).unlink()
+    assert world.check() == []  # so it is before the router takes it up
+    (world.goal.path / left).mkdir(mode=0o700)
+    assert [(f.path, f.status) for f in world.check()] == [(world.goal.journal, "person")]
+
+
+def test_no_finding_says_its_path_twice(world: World):
+    world.goal.journal.write_bytes(b"{}\n" + world.goal.journal.read_bytes())
+    world.a.spec.write_bytes(b"{")
+    world.goal.document.write_bytes(b"x")
+    world.home.config.write_bytes(b"colour: red\n")
+    found = world.check()
+    assert {world.goal.journal, world.a.spec, world.goal.document, world.home.config} <= {f.path for f in found}
+    assert [f for f in found if str(f.path) in f.what] == []
+
+
+def test_a_settings_file_that_others_may_read_is_noted_and_a_secret_is_a_fault(world: World):
+    world.home.config.write_text("{}\n")
+    world.home.config.chmod(0o644)
+    assert [(f.path, f.status) for f in world.check()] == [(world.home.config, "note")]
+    assert exit_status(f.status for f in world.check()) == exits.DONE
+    secret = world.write(world.home.secrets / "KEY")
+    world.tidy()
+    secret.chmod(0o644)
+    assert [(f.path, f.status) for f in world.check()] == [(secret, "mend")]
+    world.home.config.chmod(0o044)  # its owner cannot read it
+    assert (world.home.config, "mend") in [(f.path, f.status) for f in world.check()]
+    world.home.config.chmod(0o644)
+    world.check(repair=True)
+    assert world.home.config.stat().st_mode & 0o777 == 0o600 and world.check() == []

@@ -96,3 +96,8 @@ def test_a_policy_alone_has_the_default_numbers(word: str):
 @pytest.mark.parametrize("value", ["yes", 1, "true", None])
 def test_only_true_switches_the_sandbox_off(value: Any):
     assert decode(json.dumps({**PLAIN, "unsafe_no_sandbox": value}).encode(), "here").unsafe_no_sandbox is False
+
+
+def test_a_name_that_stands_twice_is_refused():
+    with pytest.raises(Config, match="here cannot be read: the name 'model' stands twice in one object"):
+        decode(json.dumps(PLAIN).encode()[:-1] + b', "model": "builtin/extract"}', "here")

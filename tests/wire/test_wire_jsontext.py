@@ -131,6 +131,13 @@ def test_what_is_no_strict_json_is_malformed(text: str):
         loads(text.encode())
 
 
+@pytest.mark.parametrize("text", ['{"a":1,"a":1}', '[{"b":{"a":1,"\\u0061":2}}]', '{"a":{},"b":1,"a":{}}'])
+def test_a_name_that_stands_twice_is_refused_where_names_are_unique(text: str):
+    with pytest.raises(Malformed, match="the name 'a' stands twice"):
+        loads(text.encode(), unique=True)
+    loads(text.encode())  # elsewhere the last one counts
+
+
 @pytest.mark.parametrize("data", [b"\xff", b'"\xc3"', b'"\xed\xa0\x80"', b'"\xf4\x90\x80\x80"', b"\xef\xbb\xbf{}"])
 def test_what_is_no_utf8_is_malformed(data: bytes):
     with pytest.raises(Malformed):
