@@ -37,6 +37,7 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
         {
             "supervisor": ("loom.cli.supervisor", "run, ask, reload or stop the supervisor"),
             "model": ("loom.cli.model", "list models and providers, try one"),
+            "schedule": ("loom.cli.schedule", "jobs that recur: add, list, remove, serve what is due"),
             "config": ("loom.cli.config", "settings in force and where each comes from"),
             "secret": ("loom.cli.secret", "store, list and remove keys"),
             "doctor": ("loom.cli.doctor", "what this machine offers and lacks"),
@@ -49,12 +50,12 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
 PLANNED = frozenset(
     (
         *("up", "down", "route", "unroute", "routes", "pipe", "pipes", "why", "top", "trace", "search", "playbook"),
-        *("skill", "tool", "policy", "schedule", "serve", "mcp-serve", "tui", "bot", "demo"),
+        *("skill", "tool", "policy", "serve", "mcp-serve", "tui", "bot", "demo"),
         "conformance",
     )
 )
 
-GROUPED = frozenset(("goal", "agent", "supervisor", "secret"))  # whose first argument is a command too
+GROUPED = frozenset(("goal", "agent", "supervisor", "secret", "schedule"))  # whose first argument is a command too
 COMMANDS = {name: entry for _, commands in GROUPS for name, entry in commands.items()}
 
 USAGE = """\
