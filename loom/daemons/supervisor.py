@@ -32,6 +32,7 @@ from loom.daemons.incarnations import Incarnations
 from loom.daemons.sights import Sights
 from loom.daemons.ward import TROUBLE_S, Ward
 from loom.proc import pidfd, spawn, tree
+from loom.proc.notify import Manager
 from loom.spool import agents, fs, goals, locks, schedules, wake
 from loom.spool.home import disk_error, open_home
 from loom.spool.layout import Home, default_home
@@ -81,6 +82,8 @@ class Supervisor:
         self._idle_check_at = 0.0
         self._start_lock: locks.Lock | None = None
         self._told: dict[str, tuple[str, float]] = {}  # by agent ("": ourselves): (what went wrong, when told)
+        self._manager = Manager(os.environ)
+        self._beat_at = 0.0  # when the service manager wants to hear from us next
         self._displaced = False  # our lock is not the home's any more: whoever takes that one serves the home
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -93,12 +96,14 @@ class Supervisor:
             try:
                 self._turn(0.0)
                 self._say_ready()
+                self._manager.tell("READY=1", f"STATUS=serving {self.home.path}")
                 while not (self._ward.leaving and not self._ward.pids()):
                     self._turn(self._timeout_s())
                 # Whatever is still below us has no runner any more and no agent that it belongs to.
                 tree.kill_found(lambda: tree.below(tree.snapshot(), os.getpid()))
                 tree.reap_strays(())
             finally:
+                self._manager.tell("STOPPING=1")
                 self._tear_down()
         if self._start_lock is not None:
             self._start_lock.release()
@@ -196,9 +201,13 @@ class Supervisor:
             self._safely("", self._calendar.serve)
         if self._on_demand and not self._ward.leaving and time.monotonic() >= self._idle_check_at:
             self._safely("", self._consider_leaving)
+        # Here and nowhere else: a loop that hangs in any of these is not heard of, and is ended.
+        if time.monotonic() >= self._beat_at:
+            self._manager.tell("WATCHDOG=1")
+            self._beat_at = time.monotonic() + self._manager.every_s
 
     def _timeout_s(self) -> float:
-        times = [self._sweep_at, *self._ward.due.values()]
+        times = [self._sweep_at, self._beat_at, *self._ward.due.values()]
         if not self._ward.leaving:
             times.append(self._calendar.due_s)
             if self._on_demand:
