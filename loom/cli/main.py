@@ -43,6 +43,7 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
             "doctor": ("loom.cli.doctor", "what this machine offers and lacks"),
             "gc": ("loom.cli.gc", "archive and remove what is old and finished"),
             "fsck": ("loom.cli.fsck", "list, or mend, what does not fit the protocol"),
+            "completion": ("loom.cli.completion", "completion of commands and names for bash, zsh and fish"),
         },
     ),
 )
@@ -118,6 +119,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str], chosen: _Global) -> int:
+    if asked := os.environ.get("_LOOM_COMPLETE"):  # by the script of `loom completion`, for what could be typed next
+        from loom.cli.completion import answer
+
+        return answer(COMMANDS, asked)
     rest = _global_options(args, chosen)
     if rest[:1] == ["--version"]:
         printing.line(f"loom {VERSION}")
