@@ -43,6 +43,7 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
             "doctor": ("loom.cli.doctor", "what this machine offers and lacks"),
             "gc": ("loom.cli.gc", "archive and remove what is old and finished"),
             "fsck": ("loom.cli.fsck", "list, or mend, what does not fit the protocol"),
+            "conformance": ("loom.cli.conformance", "whether a runner or a tool keeps the protocol"),
             "completion": ("loom.cli.completion", "completion of commands and names for bash, zsh and fish"),
         },
     ),
@@ -52,7 +53,6 @@ PLANNED = frozenset(
     (
         *("up", "down", "route", "unroute", "routes", "pipe", "pipes", "why", "top", "trace", "search", "playbook"),
         *("skill", "tool", "policy", "serve", "mcp-serve", "tui", "bot", "demo"),
-        "conformance",
     )
 )
 
