@@ -1,6 +1,6 @@
-"""The checks of `loom doctor`, one function each. They change nothing but the home's own self-test.
+"""The checks of `loom doctor` on the machine and on providers, one function each; on the home: checks_home.py.
 
-ok       as it should be        note   worth knowing; nothing is broken        problem   something will not work
+They change nothing but the home's own self-test.
 """
 
 from __future__ import annotations
@@ -11,54 +11,45 @@ import resource
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from loom.cli import checks_home as kept
+from loom.cli.check import Check
 from loom.models import keys
 from loom.models.address import split_url
 from loom.models.registry import DIALECTS, PROVIDERS, find_provider
+from loom.proc import pidfd
 from loom.spool import home as homes
 from loom.spool import locks
 from loom.spool.layout import Home, default_home, programs_dir
 from loom.wire.errors import LoomError
-from loom.wire.record import record
 
 OLDEST = (3, 11)
 FEW_FILES = 1024
 FEW_INOTIFY = 32
+FEW_PROCESSES = 512
 _OPENAT2 = 437
 _AT_FDCWD = -100
-_RELEASED = datetime(2025, 1, 1, tzinfo=UTC)  # a clock that stands before this one is wrong
-
-
-@record
-class Check:
-    """One finding. `hint` says what to do."""
-
-    what: str
-    status: Literal["ok", "note", "problem"]
-    found: str
-    hint: str = ""
 
 
 def all_checks() -> list[Check]:
     """Every check, in the order in which one depends on the other."""
-    found = [_python(), _system(), _clock(), *_limits()]
+    found = [_python(), _system(), *_limits()]
     path = default_home(os.environ)
     try:
         home = homes.open_home(path)
     except LoomError as error:
-        return [*found, Check("home", "problem", str(error), error.hint), *_machine()]
-    found += [Check("home", "ok", str(home.path)), _ground(home), _self_test(home), _supervisor(home)]
+        return [*found, kept.clock(None), Check("home", "problem", str(error), error.hint), *_machine()]
+    found += [Check("home", "ok", str(home.path)), kept.clock(home), _ground(home), _self_test(home), kept.room(home)]
+    found += [*kept.permissions(home), _supervisor(home), *kept.jobs(home)]
     return [*found, *_machine(), *_providers(home)]
 
 
 def _machine() -> list[Check]:
-    return [_sandbox(), _openat2(), _tools()]
+    return [_sandbox(), _strays(), _openat2(), _tools(), kept.time_zones()]
 
 
 def _python() -> Check:
@@ -73,14 +64,6 @@ def _system() -> Check:
     if sys.platform == "linux":
         return Check("system", "ok", text)
     return Check("system", "note", text, "filters, send and ps work here; supervision and tools need Linux")
-
-
-def _clock() -> Check:
-    now = datetime.fromtimestamp(time.time(), UTC)
-    text = now.strftime("%Y-%m-%d %H:%M:%S UTC")
-    if now < _RELEASED:
-        return Check("clock", "problem", text, "set the clock: names of messages begin with the time")
-    return Check("clock", "ok", text)
 
 
 def _limits() -> Iterator[Check]:
@@ -98,6 +81,12 @@ def _limits() -> Iterator[Check]:
         yield Check("inotify", "note", f"{instances} instances a user", hint)
     else:
         yield Check("inotify", "ok", f"{instances} instances a user")
+    processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if processes != resource.RLIM_INFINITY and processes < FEW_PROCESSES:
+        yield Check("processes", "note", f"{processes} at most", "each agent is one, and its tools: raise ulimit -u")
+    else:
+        most = "no limit" if processes == resource.RLIM_INFINITY else f"{processes} at most"
+        yield Check("processes", "ok", most)
 
 
 def _ground(home: Home) -> Check:
@@ -143,6 +132,22 @@ def _sandbox() -> Check:
         "note",
         f"not part of this version ({there}, {spaces})",
         "run-shell runs only with --unsafe-no-sandbox, with all rights of its user",
+    )
+
+
+def _strays() -> Check:
+    """What keeps processes of agents and tools from outliving their owner."""
+    if sys.platform != "linux":
+        return Check("strays", "note", "not here; supervision needs Linux")
+    try:
+        pidfd.check_supported()
+    except LoomError as error:
+        return Check("strays", "problem", str(error), error.hint)
+    return Check(
+        "strays",
+        "note",
+        "pidfds, subreaper and PDEATHSIG",
+        "a tool that leaves its session and clears its environment may outlive loom: cgroups are not used yet",
     )
 
 

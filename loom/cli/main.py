@@ -38,11 +38,14 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
         {
             "supervisor": ("loom.cli.supervisor", "run, ask, reload or stop the supervisor"),
             "model": ("loom.cli.model", "list models and providers, try one"),
+            "schedule": ("loom.cli.schedule", "jobs that recur: add, list, remove, serve what is due"),
             "config": ("loom.cli.config", "settings in force and where each comes from"),
             "secret": ("loom.cli.secret", "store, list and remove keys"),
             "doctor": ("loom.cli.doctor", "what this machine offers and lacks"),
             "gc": ("loom.cli.gc", "archive and remove what is old and finished"),
             "fsck": ("loom.cli.fsck", "list, or mend, what does not fit the protocol"),
+            "conformance": ("loom.cli.conformance", "whether a runner or a tool keeps the protocol"),
+            "completion": ("loom.cli.completion", "completion of commands and names for bash, zsh and fish"),
         },
     ),
 )
@@ -50,12 +53,11 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
 PLANNED = frozenset(
     (
         *("up", "down", "route", "unroute", "routes", "pipe", "pipes", "why", "top", "trace", "search", "playbook"),
-        *("skill", "tool", "policy", "schedule", "serve", "mcp-serve", "tui", "bot", "demo"),
-        "conformance",
+        *("skill", "tool", "policy", "serve", "mcp-serve", "tui", "bot", "demo"),
     )
 )
 
-GROUPED = frozenset(("goal", "agent", "supervisor", "secret"))  # whose first argument is a command too
+GROUPED = frozenset(("goal", "agent", "supervisor", "secret", "schedule"))  # whose first argument is a command too
 COMMANDS = {name: entry for _, commands in GROUPS for name, entry in commands.items()}
 
 USAGE = """\
@@ -129,6 +131,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str], chosen: _Global) -> int:
+    if asked := os.environ.get("_LOOM_COMPLETE"):  # by the script of `loom completion`, for what could be typed next
+        from loom.cli.completion import answer
+
+        return answer(COMMANDS, asked)
     rest = _global_options(args, chosen)
     if rest[:1] == ["--version"]:
         printing.line(f"loom {VERSION}")

@@ -47,17 +47,43 @@ def cli(
 ) -> int:
     """Plan GOAL, let executors work on it, verify what they did."""
     text = _goal_text(goal, goal_file)
-    source = _source(workspace, default_home(os.environ).resolve())
+    source = source_of(workspace, default_home(os.environ).resolve())
     if land and not source:
         raise Usage("--land needs a workspace to land in", hint="name it: -w DIR")
     home = open_home()
+    now_ms = time.time_ns() // 1_000_000
+    name = ids.goal_id(text, day_of(now_ms).replace("-", ""), os.urandom(4))
+    spec = spec_of(home, name, text, now_ms, source=source, model=model, gates=gates, land=land)
+    directory = goals.create(home, spec)
+    take_up(home)
+    if detach:
+        _say_started(spec.id, as_json)
+        return exits.DONE
+    return follow(home, directory, as_json)
+
+
+def spec_of(
+    home: Home,
+    name: str,
+    text: str,
+    now_ms: int,
+    *,
+    source: str = "",
+    model: str | None = None,
+    gates: str | None = None,
+    land: bool = False,
+    by: str = "",
+) -> GoalSpec:
+    """A goal with the settings in force here. Raises Config or NotFound for models that nobody could use.
+
+    source  as from source_of     by  who asks; without it the user
+    """
     loaded = config.load(home, os.environ)
     models, env = _models(home, loaded, model)
-    now_ms = time.time_ns() // 1_000_000
-    spec = GoalSpec(
-        id=ids.goal_id(text, day_of(now_ms).replace("-", ""), os.urandom(4)),
+    return GoalSpec(
+        id=name,
         text=text,
-        by=_user(),
+        by=by or _user(),
         created_ms=now_ms,
         models=models,
         source=source,
@@ -68,12 +94,6 @@ def cli(
         env=env,
         limits=_limits(loaded),
     )
-    directory = goals.create(home, spec)
-    take_up(home)
-    if detach:
-        _say_started(spec.id, as_json)
-        return exits.DONE
-    return follow(home, directory, as_json)
 
 
 def _goal_text(goal: str | None, goal_file: str | None) -> str:
@@ -103,7 +123,7 @@ def _goal_text(goal: str | None, goal_file: str | None) -> str:
     return text
 
 
-def _source(workspace: str | None, home: Path) -> str:
+def source_of(workspace: str | None, home: Path) -> str:
     """The workspace as an absolute path. Raises NotFound, and Usage for what would copy itself."""
     if workspace is None:
         return ""

@@ -13,6 +13,7 @@ import click
 from loom.cli import agent_state, ensure, printing
 from loom.cli.homes import is_reserved, look_into_home, open_home
 from loom.cli.params import Seconds
+from loom.proc import notify
 from loom.spool import agents
 from loom.spool.layout import Home
 from loom.wire.errors import NotFound
@@ -36,8 +37,7 @@ def run(on_demand: bool) -> int:
 def _shed_environment(home: Home) -> None:
     """Begin anew without what a supervisor must not hold: keys, which every fork would carry on."""
     clean = ensure.supervisor_environment(home.path, os.environ)
-    if ready := os.environ.get("LOOM_READY_FD"):
-        clean["LOOM_READY_FD"] = ready
+    clean |= {name: os.environ[name] for name in ("LOOM_READY_FD", *notify.VARIABLES) if os.environ.get(name)}
     # LC_CTYPE is put there by the interpreter itself, in some locales at each start.
     if set(os.environ) - set(clean) - {"LC_CTYPE"}:
         sys.stdout.flush()

@@ -10,6 +10,7 @@ them.
     inotify               want, agent.json, agents/; mail by mv       look at these agents; ring or start
     pidfds                a runner ended                              sweep its tree, read its exit, plan again
     ready pipes           a runner is ready                           its deadline is off
+    the calendar          a job is due                                start `loom schedule run-due`
 
 All of these may be lost, so it looks everywhere each thirty seconds as well.
 """
@@ -26,11 +27,13 @@ from dataclasses import replace
 
 from loom.core.supervision import Limits
 from loom.daemons import programs
+from loom.daemons.calendar import Calendar
 from loom.daemons.incarnations import Incarnations
 from loom.daemons.sights import Sights
 from loom.daemons.ward import TROUBLE_S, Ward
 from loom.proc import pidfd, spawn, tree
-from loom.spool import agents, fs, goals, locks, wake
+from loom.proc.notify import Manager
+from loom.spool import agents, fs, goals, locks, schedules, wake
 from loom.spool.home import disk_error, open_home
 from loom.spool.layout import Home, default_home
 from loom.wire import exits
@@ -79,6 +82,8 @@ class Supervisor:
         self._idle_check_at = 0.0
         self._start_lock: locks.Lock | None = None
         self._told: dict[str, tuple[str, float]] = {}  # by agent ("": ourselves): (what went wrong, when told)
+        self._manager = Manager(os.environ)
+        self._beat_at = 0.0  # when the service manager wants to hear from us next
         self._displaced = False  # our lock is not the home's any more: whoever takes that one serves the home
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -91,12 +96,14 @@ class Supervisor:
             try:
                 self._turn(0.0)
                 self._say_ready()
+                self._manager.tell("READY=1", f"STATUS=serving {self.home.path}")
                 while not (self._ward.leaving and not self._ward.pids()):
                     self._turn(self._timeout_s())
                 # Whatever is still below us has no runner any more and no agent that it belongs to.
                 tree.kill_found(lambda: tree.below(tree.snapshot(), os.getpid()))
                 tree.reap_strays(())
             finally:
+                self._manager.tell("STOPPING=1")
                 self._tear_down()
         if self._start_lock is not None:
             self._start_lock.release()
@@ -134,6 +141,7 @@ class Supervisor:
             self.say("warning", "not_loaded", error=line)
         self._hands = Incarnations(self.home, self._table, self._env)
         self._ward = Ward(self.home, self._hands, self._table, self.settings.limits, self)
+        self._calendar = Calendar(self.home, self._env, self)
         self._safely("", self._provide_router)
         spawn.freeze()
 
@@ -189,13 +197,21 @@ class Supervisor:
         if time.monotonic() >= self._sweep_at:
             self._safely("", self._look_everywhere)
         self._serve_those_due()
+        if not self._ward.leaving and time.monotonic() >= self._calendar.due_s:
+            self._safely("", self._calendar.serve)
         if self._on_demand and not self._ward.leaving and time.monotonic() >= self._idle_check_at:
             self._safely("", self._consider_leaving)
+        # Here and nowhere else: a loop that hangs in any of these is not heard of, and is ended.
+        if time.monotonic() >= self._beat_at:
+            self._manager.tell("WATCHDOG=1")
+            self._beat_at = time.monotonic() + self._manager.every_s
 
     def _timeout_s(self) -> float:
-        times = [self._sweep_at, *self._ward.due.values()]
-        if self._on_demand and not self._ward.leaving:
-            times.append(self._idle_check_at)
+        times = [self._sweep_at, self._beat_at, *self._ward.due.values()]
+        if not self._ward.leaving:
+            times.append(self._calendar.due_s)
+            if self._on_demand:
+                times.append(self._idle_check_at)
         return 0.0 if self._ward.dirty else max(0.0, min(times) - time.monotonic())
 
     def _serve_those_due(self) -> None:
@@ -274,6 +290,7 @@ class Supervisor:
         self._sights.watch_home()
         self._find_agents()
         self._ward.look_at_all()
+        self._calendar.look()
 
     def _look_at_home(self) -> None:
         """Leave when the home, or its `run/` with our lock, was removed or moved away; mend a lost doorbell."""
@@ -320,7 +337,7 @@ class Supervisor:
         self._ward.leave()
 
     def _is_needed(self) -> bool:
-        return self._ward.is_needed(but=ROUTER) or bool(goals.live(self.home))
+        return self._ward.is_needed(but=ROUTER) or bool(goals.live(self.home)) or bool(schedules.names(self.home))
 
     def say(self, level: str, event: str, **fields: object) -> None:
         """One line on our own stderr, which is logs/supervisor.log when we were started on demand."""

@@ -234,6 +234,33 @@ class GoalDir:
 
 
 @record
+class ScheduleDir:
+    """`schedules/<job>.yml`, and what is known of that job in `schedules/<job>/` (docs/schedules.md)."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def definition(self) -> Path:
+        return self.path.with_name(f"{self.name}.yml")
+
+    @property
+    def slots(self) -> Path:
+        return self.path / "slots.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+
+@record
 class Home:
     """`$LOOM_HOME`."""
 
@@ -337,6 +364,16 @@ class Home:
         if not ids.is_goal(goal):
             raise ValueError(f"not a goal id: {goal!r}")
         return GoalDir(self.goals / goal)
+
+    @property
+    def schedules(self) -> Path:
+        return self.path / "schedules"
+
+    def schedule(self, job: str) -> ScheduleDir:
+        """The directory of a job whose name has been checked. Raises ValueError for any other name."""
+        if not ids.is_agent(job):
+            raise ValueError(f"not a job's name: {job!r}")
+        return ScheduleDir(self.schedules / job)
 
     def filter_box(self, stem: str) -> Box:
         """The directory of one filter's run: message, turn and reply (section 7)."""

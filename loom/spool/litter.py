@@ -33,8 +33,9 @@ def sweep(broom: Broom) -> None:
             path = agent / "crashes" / name
             if ids.is_stem(name.removesuffix(_CRASH_SUFFIX)) and broom.is_old(path, broom.policy.crashes):
                 broom.remove(path, "crash")
-        for name in fs.names(agent / "logs"):
-            path = agent / "logs" / name
+    for owner in _with_logs(broom.home):
+        for name in fs.names(owner / "logs"):
+            path = owner / "logs" / name
             if _LOG.fullmatch(name) and broom.is_old(path, broom.policy.logs):
                 broom.remove(path, "log")
     for name in fs.names(broom.home.filters):
@@ -53,10 +54,18 @@ def places(home: Home) -> Iterator[Path]:
         yield agent
         yield from (agent / below for below in ("inbox", "outbox", "turns", "conversations", "logs", "crashes"))
         yield from (agent / below for below in ("inbox/.failed", "inbox/.unreadable", "outbox/.refused"))
+    yield home.schedules
+    for job in directories(home.schedules):
+        yield from (job, job / "logs")
     for goal in directories(home.goals):
         yield from (goal, goal / "control")
         for subtask in directories(goal / "subtasks"):
             yield from directories(subtask)
+
+
+def _with_logs(home: Home) -> Iterator[Path]:
+    yield from directories(home.agents)
+    yield from directories(home.schedules)
 
 
 def directories(path: Path) -> Iterator[Path]:
@@ -117,10 +126,10 @@ def _sweep_filter(broom: Broom, path: Path) -> None:
 def pack_logs(broom: Broom) -> None:
     """Logs of past days become `.gz` beside where they lay."""
     today = day_of(int(broom.now_s * 1000))
-    for agent in directories(broom.home.agents):
-        for name in fs.names(agent / "logs"):
+    for owner in _with_logs(broom.home):
+        for name in fs.names(owner / "logs"):
             found = _LOG.fullmatch(name)
-            path = agent / "logs" / name
+            path = owner / "logs" / name
             if found is None or found[2] or found[1] == today or not broom.is_old(path, broom.policy.logs_packed):
                 continue
             broom.goes(path, "packed log")

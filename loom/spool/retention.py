@@ -19,7 +19,7 @@ from pathlib import Path
 
 from loom.core import retention as core
 from loom.core.retention import Policy, Replies
-from loom.spool import fs, goals, litter, locks, mailbox, references
+from loom.spool import fs, goals, litter, locks, mailbox, references, schedules
 from loom.spool.archive import Addition
 from loom.spool.broom import Broom, Crowd, Report, Tell, tell_nobody
 from loom.spool.layout import ERROR_SUFFIX, AgentDir, Home
@@ -104,6 +104,8 @@ class Mail:
 
     def _look_round(self) -> None:
         """Outboxes first: mail moves from there into inboxes, and what moves while we look is seen at least once."""
+        for stem in schedules.posted(self.home):
+            self._outgoing.add(stem)
         for box in mailboxes(self.home):
             for stem in _stems(box.outbox):
                 self._outgoing.add(stem)

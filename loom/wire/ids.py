@@ -121,3 +121,23 @@ def reply_stem(agent: str, request: str, attempt: int = 0, part: int = 0) -> str
     seed = f"loom1\0reply\0{agent}\0{request}\0{attempt}\0{part}".encode("ascii")
     ts_ms = time_of(request)
     return f"{request[:13]}-{encode_ulid(ts_ms, sha256(seed).digest()[:10])}"
+
+
+def slot_stem(job: str, slot: int, part: int = 0) -> str:
+    """The name of the message that a slot of a job leads to; those of a driver's events are parts 1…n (ADR-0024).
+
+    It follows from job and slot, so whoever serves the slot a second time finds the message there. Each part counts as
+    a millisecond, so that events are worked on in their order.
+    """
+    return message_stem(slot * 1000 + part, _slot_draw(job, slot, part))
+
+
+def slot_goal(job: str, slot: int, day: str) -> str:
+    """The id of the goal that a slot leads to; `day` is that of the slot, yyyymmdd."""
+    words = re.findall(r"[a-z0-9]+", job)
+    draw = encode_ulid(0, _slot_draw(job, slot, 0))[-8:].lower()
+    return "-".join([day, *words])[:70].rstrip("-") + f"-{draw}"
+
+
+def _slot_draw(job: str, slot: int, part: int) -> bytes:
+    return sha256(f"loom1\0slot\0{job}\0{slot}\0{part}".encode("ascii")).digest()[:10]

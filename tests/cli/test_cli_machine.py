@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,39 @@ def test_doctor_names_each_problem_and_ends_with_1(loom: Loom) -> None:
     assert said.status == 1
     (line,) = (line for line in said.out.splitlines() if line.startswith("problem"))
     assert "config.yml:1" in line
+
+
+def problems(loom: Loom) -> dict[str, str]:
+    """What is a problem, and what was found there."""
+    report = loom("doctor", "--json").objects[0]
+    return {check["what"]: check["found"] for check in report["checks"] if check["status"] == "problem"}
+
+
+def test_doctor_sees_keys_that_others_may_read(loom: Loom) -> None:
+    loom("secret", "set", "openai", stdin="sk-very-secret")
+    assert problems(loom) == {}
+    (loom.home / "secrets" / "openai").chmod(0o644)
+    assert problems(loom) == {"permissions": f"{loom.home}/secrets/openai has mode 0644"}
+    (loom.home / "secrets" / "openai").chmod(0o600)
+    loom.place.chmod(0o777)
+    assert problems(loom) == {"permissions": f"others may replace what is in {loom.place}"}
+
+
+def test_doctor_sees_a_clock_that_stands_before_its_own_files(loom: Loom) -> None:
+    loom("config")
+    ahead = time.time() + 86_400
+    os.utime(loom.home / "version", (ahead, ahead))
+    assert "but the home was changed at" in problems(loom)["clock"]
+
+
+def test_doctor_sees_jobs_that_cannot_be_served(loom: Loom) -> None:
+    loom("config")
+    (loom.home / "schedules").mkdir()
+    (loom.home / "schedules" / "j.yml").write_text("every: 1h\nto: w\n")
+    assert "either `body` or `driver`" in problems(loom)["schedule"]
+    (loom.home / "schedules" / "j.yml").write_text("every: 1h\nto: w\nbody: x\n")
+    assert problems(loom) == {}
+    assert "1 job, and no supervisor runs" in loom("doctor").out
 
 
 def test_doctor_looks_on_when_the_home_is_bad(loom: Loom) -> None:

@@ -8,14 +8,17 @@ from crash_fsck import FSCK
 from crash_goal import ALONE, GOALS
 from crash_processes import PROCESSES
 from crash_retention import GC, met
+from crash_schedule import SCHEDULE
 from crash_supervisor import SUPERVISOR
 
-CASES = {case.name: case for case in (*KERNEL, *PROCESSES, *GOALS, *ALONE, SUPERVISOR, *CLI, FSCK, GC, met(GC))}
+CASES = {
+    case.name: case for case in (*KERNEL, *PROCESSES, *GOALS, *ALONE, SUPERVISOR, *CLI, FSCK, GC, met(GC), SCHEDULE)
+}
 
 # Each process of loom, as the cases call it: what `acting` and Case.process say.
 PROCESSES_OF_LOOM = (
     *("send", "runner", "router", "planner", "executor", "verifier", "keeper", "supervisor", "filter"),
-    *("agent start", "agent stop", "agent retry", "agent rm", "run", "goal control", "gc", "fsck"),
+    *("agent start", "agent stop", "agent retry", "agent rm", "run", "goal control", "gc", "fsck", "schedule"),
 )
 
 __all__ = ["CASES", "PROCESSES_OF_LOOM"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from world import AT_ONCE, READY, TABLE, World, is_alive, pid_of, records, start
 
 from loom.cli import ensure
 from loom.daemons.programs import RUNNERS
-from loom.spool import agents, fs, mailbox, wake
+from loom.spool import agents, fs, locks, mailbox, wake
 from loom.wire import ids
 from loom.wire.agent import Restart
 
@@ -404,3 +405,19 @@ def test_crash_records_are_bounded(world: World) -> None:
 
 
 __all__ = ["AT_ONCE", "TABLE"]
+
+
+def test_a_runner_in_shell_is_served_like_any_other(world: World) -> None:
+    """runners/sh-agent: ready, answers what `answer` in its directory prints, leaves when asked."""
+    if missing := [need for need in ("jq", "flock") if shutil.which(need) is None]:
+        pytest.skip(f"sh-agent needs {', '.join(missing)} (Debian: apt-get install jq)")
+    agent = world.agent("shell", runner="sh-agent")
+    program = agent.path / "answer"
+    program.write_text("#!/bin/sh\ntr a-z A-Z\n")
+    program.chmod(0o755)
+    world.start()
+    stem = world.send(agent, "hello")
+    reply = wait_until(lambda: mailbox.find_reply(agent, "shell", stem, 0))
+    assert reply.body == "HELLO"
+    assert world.stop() == 0
+    assert not locks.is_held(agent.lock)

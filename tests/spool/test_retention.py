@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from loom.core.retention import Policy
-from loom.spool import blobs, fs, litter, locks, mailbox, references, retention, turns
+from loom.spool import blobs, fs, litter, locks, mailbox, references, retention, schedules, turns
 from loom.spool.broom import Broom, Crowd, Report
 from loom.spool.journal import Journal
 from loom.spool.layout import AgentDir, Home
@@ -27,6 +27,7 @@ from loom.wire.chat import ChatMessage, ChatRequest
 from loom.wire.errors import TryLater
 from loom.wire.goal import GoalSpec
 from loom.wire.message import Message
+from loom.wire.schedule import Intent, Post, Slots
 from loom.wire.times import day_of
 
 DAY_S = 86_400
@@ -682,3 +683,16 @@ def test_a_crowd_knows_everybody_and_almost_nobody_else():
         crowd.add(stem(number))
     assert all(stem(number) in crowd for number in range(20_000))
     assert sum(stem(number) in crowd for number in range(20_000, 40_000)) <= 2
+
+
+def test_a_message_that_a_slot_may_still_lead_to_stays(world: World) -> None:
+    """Whoever comes next delivers it once more, and must find it."""
+    name = world.request(1)
+    place = world.home.schedule("job")
+    fs.ensure_dir(place.path)
+    schedules.write_slots(place, Slots(0, intent=Intent(0, (Post(name, "a", "x"),))))
+    world.gc()
+    assert world.a.processed(name).exists()
+    schedules.write_slots(place, Slots(0))
+    world.gc()
+    assert not world.a.processed(name).exists()

@@ -1,0 +1,252 @@
+"""`loom schedule`: real processes, by several hands at once; the machine's sleep is a record that is set back."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+
+import pytest
+from cli_user import Loom, Said
+from support import processes_of, wait_until
+
+HOUR = 3600
+
+
+@pytest.fixture
+def box(loom: Loom) -> Loom:
+    """A home without a supervisor, with an agent that is stopped: its mail stays in its inbox."""
+    assert loom("agent", "start", "w", "--model", "builtin/echo", "--detach").status == 0
+    assert loom("agent", "stop", "w").status == 0
+    assert loom("supervisor", "stop").status == 0
+    return loom
+
+
+def define(loom: Loom, name: str, **keys: Any) -> None:
+    """A job, as a person writes it with an editor."""
+    place = loom.home / "schedules"
+    place.mkdir(exist_ok=True)
+    (place / f"{name}.yml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items()))
+
+
+def slept(loom: Loom, name: str, seconds: int) -> None:
+    """Nobody has looked at this job for so long."""
+    path = loom.home / "schedules" / name / "slots.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps(known | {"after": int(time.time()) - seconds}))
+
+
+def due(loom: Loom, name: str, seconds: int, **keys: Any) -> None:
+    define(loom, name, **keys)
+    assert loom("schedule", "run-due", name).status == 0
+    slept(loom, name, seconds)
+
+
+def again(loom: Loom, name: str) -> Said:
+    """What the next slot of a job with a short interval leads to."""
+
+    def served() -> Said | None:
+        said = loom("schedule", "run-due", name)
+        return said if said.out or said.err else None
+
+    return wait_until(served)
+
+
+def mail(loom: Loom) -> list[dict[str, Any]]:
+    found = sorted((loom.home / "agents" / "w" / "inbox").glob("*.msg"))
+    return [json.loads(path.read_bytes()) for path in found]
+
+
+def test_add_writes_a_file_that_ls_and_show_explain_and_rm_removes(box: Loom):
+    said = box("schedule", "add", "morning", "--cron", "0 7 * * mon-fri", "--zone", "Asia/Kathmandu", "--to", "w",
+               "--body", "good morning")  # fmt: skip
+    assert re.fullmatch(r"morning: next at \d{4}-\d\d-\d\d 07:00:00 Asia/Kathmandu\n", said.out)
+    text = (box.home / "schedules" / "morning.yml").read_text()
+    assert text == 'cron: "0 7 * * mon-fri"\nzone: "Asia/Kathmandu"\nto: "w"\nbody: "good morning"\n'
+    [told] = box("schedule", "ls", "--json").objects[0]["schedules"]
+    assert told["name"] == "morning" and len(told["next"]) == 5 and told["trouble"] == ""
+    assert "0 7 * * mon-fri" in box("schedule", "ls").out
+    assert box("schedule", "show", "morning").out.startswith(text)
+    assert box("schedule", "add", "morning", "--every", "1h", "--to", "w", "--body", "x").status == 2
+    assert box("schedule", "add", "morning", "--every", "1h", "--to", "w", "--body", "x", "--replace").status == 0
+    assert box("schedule", "show", "mornin").err == "loom: there is no schedule 'mornin' in " + (
+        f"{box.home}; did you mean 'morning'?\n"
+    )
+    assert box("schedule", "rm", "morning").status == 0
+    assert [p.name for p in (box.home / "schedules").iterdir() if p.name != ".tmp"] == []
+
+
+@pytest.mark.parametrize(("options", "status", "said"), [
+    (["--cron", "61 * * * *", "--to", "w", "--body", "x"], 2, "minute: '61' is not within 0-59"),
+    (["--every", "10", "--to", "w", "--body", "x"], 2, "every: '10' is no duration; write 30s, 5m, 2h or 1d"),
+    (["--every", "1h"], 2, "either `to`, for messages, or `goal`"),
+    (["--cron", "* * * * *", "--zone", "Mars", "--to", "w", "--body", "x"], 2, "time zone 'Mars' is not known"),
+    (["--every", "1h", "--to", "nobody", "--body", "x"], 66, "there is no agent 'nobody'"),
+])  # fmt: skip
+def test_wrong_options_leave_nothing_behind(box: Loom, options: list[str], status: int, said: str):
+    answer = box("schedule", "add", "j", *options)
+    assert answer.status == status and said in answer.err, answer
+    assert not (box.home / "schedules" / "j.yml").exists()
+
+
+def test_ten_who_serve_a_job_at_once_serve_each_slot_once(box: Loom):
+    due(box, "j", 5 * HOUR + 60, every="1h", to="w", body="hello", overlap="allow", catch_up="all")
+    running = [box.start("schedule", "run-due", "--json") for _ in range(10)]
+    said = [json.loads(line) for process in running for line in process.communicate()[0].splitlines()]
+    assert [process.returncode for process in running] == [0] * 10
+    sent = [line for line in said if line["event"] == "sent"]
+    assert len(sent) == len({line["slot"] for line in sent}) == len(mail(box)) in (5, 6)
+    assert {(m["from"], m["body"]) for m in mail(box)} == {("schedule", "hello")}
+    assert [m["ts"] // 1000 for m in mail(box)] == sorted(line["slot"] for line in sent)
+
+
+def test_the_supervisor_and_cron_serve_each_slot_once(loom: Loom):
+    loom("agent", "start", "w", "--model", "builtin/echo", "--detach")
+    assert loom("schedule", "add", "tick", "--every", "1s", "--to", "w", "--body", "tick", "--overlap", "allow").out
+    processed = loom.home / "agents" / "w" / "inbox" / ".processed"
+    log = loom.home / "schedules" / "tick" / "logs"
+
+    def served() -> list[dict[str, Any]]:
+        assert loom("schedule", "run-due").status == 0
+        lines = [json.loads(line) for path in log.glob("*") for line in path.read_text().splitlines()]
+        return [line for line in lines if line["event"] == "sent"]
+
+    wait_until(lambda: len(served()) >= 5)
+    assert loom("schedule", "rm", "tick").status in (0, 75)
+    names = [name for line in served() or [] for name in line["names"]] if log.exists() else []
+    assert len(names) == len(set(names))
+    wait_until(lambda: not list((processed.parent).glob("*.msg")))
+    by_time = [path.name[:13] for path in processed.rglob("*.msg")]
+    assert len(by_time) == len(set(by_time)) >= 5, "a second has two messages"
+
+
+def test_a_supervisor_that_nobody_else_needs_stays_for_a_job_and_serves_it(loom: Loom):
+    loom.env["LOOM_SUPERVISOR_IDLE_S"] = "0.1"
+    loom("agent", "start", "w", "--model", "builtin/echo", "--detach")
+    loom("agent", "stop", "w")
+    loom("schedule", "add", "tick", "--every", "1s", "--to", "w", "--body", "tick", "--overlap", "allow")
+    pid = loom("supervisor", "status", "--json").objects[0]["pid"]
+    wait_until(lambda: len(mail(loom)) >= 2)
+    assert loom("supervisor", "status", "--json").objects[0]["pid"] == pid
+    wait_until(lambda: loom("schedule", "rm", "tick").status == 0)
+    wait_until(lambda: not processes_of(loom.home))
+
+
+def test_overlap_skip_queue_and_allow_with_messages(box: Loom):
+    for overlap, count in (("skip", 1), ("queue", 1), ("allow", 3)):
+        before = len(mail(box))
+        due(box, f"j-{overlap}", 3 * HOUR - 60, every="1h", to="w", body=overlap, overlap=overlap, catch_up="all")
+        said = box("schedule", "run-due", f"j-{overlap}", "--json").objects
+        assert said[0]["event"] == "sent"
+        assert len(mail(box)) - before in (count, count - 1 if overlap == "allow" else count)
+    told = {t["name"]: t for t in box("schedule", "ls", "--json").objects[0]["schedules"]}
+    assert told["j-queue"]["held"] and not told["j-skip"]["held"]
+    for path in (box.home / "agents" / "w" / "inbox").glob("*.msg"):
+        path.unlink()
+    box("schedule", "run-due")
+    assert [m["body"] for m in mail(box)] == ["queue"], "the one before has ended: the next comes"
+
+
+def log_of(loom: Loom, name: str, event: str) -> list[dict[str, Any]]:
+    files = sorted((loom.home / "schedules" / name / "logs").glob("*.ndjson"))
+    lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def test_a_goal_is_started_once_for_its_slot(loom: Loom):
+    notes = loom.place / "notes"
+    notes.mkdir()
+    (notes / "a.md").write_text("Rivers flow to the sea. The sea is large.\n")
+    goal = {"goal": "Write a digest of these documents.", "workspace": str(notes), "model": "builtin", "land": True}
+    loom("config")
+    due(loom, "digest", HOUR, every="1h", **goal)
+    [started, result] = loom("schedule", "run-due", "--json").objects
+    assert started["event"] == "started" and result["exit_status"] == 0
+    assert re.fullmatch(r"\d{8}-digest-[0-9a-z]{8}", started["names"][0])
+    wait_until(lambda: loom("goal", "ps", "--json").objects[0]["goals"] == [])
+    [done] = loom("goal", "ps", "-a", "--json").objects[0]["goals"]
+    assert (done["goal"], done["status"]) == (started["names"][0], "completed")
+    assert (notes / "DIGEST.md").exists()
+    assert loom("schedule", "run-due", "--json").objects[0]["event"] == "result", "nothing is due"
+
+
+def test_replace_ends_the_goal_before_and_then_starts_the_next(loom: Loom):
+    thinks = loom.program("thinks.py", "import time\ntime.sleep(600)\n")
+    added = loom("schedule", "add", "slow", "--every", "1s", "--goal", "think", "--model", f"exec/{thinks}",
+                 "--overlap", "replace")  # fmt: skip
+    assert added.status == 0, added
+    wait_until(lambda: len(log_of(loom, "slow", "started")) >= 3)
+    wait_until(lambda: loom("schedule", "rm", "slow").status == 0)
+    found = loom("goal", "ps", "-a", "--json").objects[0]["goals"]
+    assert [goal["status"] for goal in found].count("cancelled") >= len(found) - 1 >= 2
+    for goal in found:
+        if goal["status"] != "cancelled":
+            loom("goal", "cancel", goal["goal"])
+
+
+def test_what_is_wrong_with_one_job_hinders_no_other(box: Loom):
+    due(box, "good", HOUR, every="1h", to="w", body="x")
+    define(box, "odd", every="1h", too="w", body="x")
+    define(box, "gone", every="1h", to="nobody", body="x")
+    box("schedule", "run-due", "gone")
+    slept(box, "gone", HOUR)
+    said = box("schedule", "run-due")
+    assert said.status == 1 and len(mail(box)) == 1
+    assert f"{box.home}/schedules/odd.yml:2: a job has no 'too'; did you mean 'to'?" in said.err
+    told = {t["name"]: t["trouble"] for t in box("schedule", "ls", "--json").objects[0]["schedules"]}
+    assert "there is no agent 'nobody'" in told["gone"] and "'too'" in told["odd"] and not told["good"]
+
+
+def test_run_due_makes_no_home(loom: Loom):
+    assert loom("schedule", "run-due").status == 66
+    assert not loom.home.exists()
+
+
+# -- heartbeats ------------------------------------------------------------------------------------------------------
+
+COUNTS = """
+import json, sys
+state = json.load(sys.stdin)
+seen = state.get("seen", 0)
+events = [{"body": f"event {n}"} for n in range(seen, seen + 2)]
+print(json.dumps({"events": events, "state": {"seen": seen + 2}}, indent=1))
+"""
+
+
+def test_events_become_messages_and_the_state_comes_back(box: Loom):
+    define(box, "beat", every="1s", to="w", driver=box.program("counts.py", COUNTS))
+    box("schedule", "run-due")
+    assert again(box, "beat").status == again(box, "beat").status == 0
+    assert [m["body"] for m in mail(box)] == ["event 0", "event 1", "event 2", "event 3"]
+    assert box("schedule", "show", "beat", "--json").objects[0]["state"] == {"seen": 4}
+
+
+BAD = {
+    "hang": ("import os, time\nif not os.fork(): time.sleep(600)\ntime.sleep(600)", "did not end within 1 s"),
+    "flood": ("while True: print('x' * 1000)", "was stopped: "),
+    "many": ("print('{\"events\":[' + ','.join(['{\"body\":\"x\"}'] * 101) + '],\"state\":1}')", "101 events"),
+    "rubbish": ("print('all is well')", "printed no report"),
+    "stateless": ("print('{\"events\":[]}')", "lacks `state`"),
+    "shapeless": ('print(\'{"events":[{"text":"x"}],"state":1}\')', "event 1 of the driver"),
+    "nothing": ("", "printed no report"),
+    "fails": ("import sys\nsys.exit('no network')", "exited 1: no network"),
+    "dies": ("import os\nos.kill(os.getpid(), 9)", "was killed by signal 9"),
+    "late": ('print(\'{"events":[],"state":1}\')\nraise SystemExit(3)', "exited 3"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_driver_that_misbehaves_is_a_trouble_with_a_name_and_changes_nothing(box: Loom, kind: str):
+    source, said = BAD[kind]
+    define(box, "beat", every="1s", to="w", driver=box.program("bad.py", source), timeout="1s")
+    box("schedule", "run-due")
+    answer = again(box, "beat")
+    assert answer.status == 1 and said in answer.err, answer
+    shown = box("schedule", "show", "beat", "--json").objects[0]
+    assert said in shown["trouble"] and shown["state"] == {} and mail(box) == []
+    assert not [line for line in processes_of(box.home).values() if "bad.py" in line]
+    box.program("bad.py", 'print(\'{"events":[{"body":"well again"}],"state":1}\')')
+    assert again(box, "beat").status == 0
+    assert [m["body"] for m in mail(box)] == ["well again"]
+    assert box("schedule", "show", "beat", "--json").objects[0]["trouble"] == ""
