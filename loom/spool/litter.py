@@ -28,7 +28,7 @@ def sweep(broom: Broom) -> None:
             path = directory / TMP / name
             if is_litter(broom, path):
                 remove_all(broom, path, "litter")
-    for agent in directories(broom.home.agents):
+    for agent in boxes(broom.home):
         for name in fs.names(agent / "crashes"):
             path = agent / "crashes" / name
             if ids.is_stem(name.removesuffix(_CRASH_SUFFIX)) and broom.is_old(path, broom.policy.crashes):
@@ -37,9 +37,29 @@ def sweep(broom: Broom) -> None:
             path = agent / "logs" / name
             if _LOG.fullmatch(name) and broom.is_old(path, broom.policy.logs):
                 broom.remove(path, "log")
+        _sweep_steps(broom, agent)
     for name in fs.names(broom.home.filters):
         if ids.is_stem(name):
             _sweep_filter(broom, broom.home.filters / name)
+
+
+def _sweep_steps(broom: Broom, instance: Path) -> None:
+    """Intermediate results of a pipe, but for those that its journal still speaks of."""
+    old = [
+        step / name
+        for step in directories(instance / "steps")
+        for name in fs.names(step)
+        if ids.stem_of(name) is not None and broom.is_old(step / name, broom.policy.messages)
+    ]
+    if not old:
+        return
+    try:
+        journal = fs.read(instance / "state" / "journal.ndjson").decode("utf-8", "replace")
+    except FileNotFoundError:
+        journal = ""
+    for path in old:
+        if path.stem not in journal:
+            broom.remove(path, "step")
 
 
 def places(home: Home) -> Iterator[Path]:
@@ -48,15 +68,23 @@ def places(home: Home) -> Iterator[Path]:
     Not those in workspaces, in trees of attempts and in what an agent may have made in its directory: they belong to
     people.
     """
-    yield from (home.path, home.agents, home.goals, home.heads, home.secrets, home.archive, home.path / "logs")
-    for agent in directories(home.agents):
+    yield from (home.path, home.agents, home.pipes, home.goals, home.heads, home.secrets, home.archive)
+    yield home.path / "logs"
+    for agent in boxes(home):
         yield agent
         yield from (agent / below for below in ("inbox", "outbox", "turns", "conversations", "logs", "crashes"))
+        yield from (below for place in ("steps", "state") for below in directories(agent / place))
         yield from (agent / below for below in ("inbox/.failed", "inbox/.unreadable", "outbox/.refused"))
     for goal in directories(home.goals):
         yield from (goal, goal / "control")
         for subtask in directories(goal / "subtasks"):
             yield from directories(subtask)
+
+
+def boxes(home: Home) -> Iterator[Path]:
+    """The directories of agents, of pipes and of their instances."""
+    yield from directories(home.agents)
+    yield from directories(home.pipes)
 
 
 def directories(path: Path) -> Iterator[Path]:
@@ -114,7 +142,7 @@ def _sweep_filter(broom: Broom, path: Path) -> None:
 def pack_logs(broom: Broom) -> None:
     """Logs of past days become `.gz` beside where they lay."""
     today = day_of(int(broom.now_s * 1000))
-    for agent in directories(broom.home.agents):
+    for agent in boxes(broom.home):
         for name in fs.names(agent / "logs"):
             found = _LOG.fullmatch(name)
             path = agent / "logs" / name

@@ -19,6 +19,7 @@ _THREAD = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SUBTASK = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _GOAL = re.compile(r"[0-9]{8}-[a-z0-9]+(?:-[a-z0-9]+)*")
 _STEM = re.compile(r"[0-9]{13}-[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_INSTANCE = re.compile(rf"(?:{_AGENT.pattern})~(?:{_AGENT.pattern})→(?:{_AGENT.pattern})")
 _RESERVED = re.compile(r"(?:planner|executor|verifier|keeper).*|router|supervisor|user")
 
 POOL_ROLES = ("planner", "executor", "verifier", "keeper")
@@ -39,6 +40,21 @@ def check_agent(name: str, *, reserved_ok: bool = False) -> str:
 def is_agent(name: str) -> bool:
     """Whether `name` could be an agent's, reserved ones included."""
     return _AGENT.fullmatch(name) is not None
+
+
+def instance(pipe: str, source: str, to: str) -> str:
+    """The name of a pipe's own instance between two agents."""
+    return f"{pipe}~{source}→{to}"
+
+
+def is_instance(name: str) -> bool:
+    """Whether this is the name of a pipe's instance."""
+    return _INSTANCE.fullmatch(name) is not None
+
+
+def is_mailbox(name: str) -> bool:
+    """Whether an agent or an instance of a pipe could have this name."""
+    return is_agent(name) or is_instance(name)
 
 
 def check_thread(name: str) -> str:
@@ -117,6 +133,6 @@ def reply_stem(agent: str, request: str, attempt: int = 0, part: int = 0) -> str
     The reply itself is part 0, its parts are 1…n. Anyone can compute it, so an answer that is already
     there is found by name, and a second one cannot be published beside it.
     """
-    seed = f"loom1\0reply\0{agent}\0{request}\0{attempt}\0{part}".encode("ascii")
+    seed = f"loom1\0reply\0{agent}\0{request}\0{attempt}\0{part}".encode()
     ts_ms = time_of(request)
     return f"{request[:13]}-{encode_ulid(ts_ms, sha256(seed).digest()[:10])}"
