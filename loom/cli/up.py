@@ -189,6 +189,18 @@ def _carry_out(home: Home, change: Change, specs: dict[str, AgentSpec], by_name:
         weaving.want(agent, word)
 
 
+def _left_behind(home: Home, weave: Weave) -> list[tuple[str, int]]:
+    """Instances of pipes that the file has no more and that still hold something: (name, how many messages)."""
+    from loom.cli import pipes
+
+    instances = {end_of(route) for route in weave.routes if route.pipe}
+    gone = [
+        n for n in agents.instances(home) if n not in instances and weaving.weave_of_instance(home, n) == weave.name
+    ]
+    counts = [(name, weaving.waiting(home, [name]) + pipes.held(home, name)) for name in gone]
+    return [(name, count) for name, count in counts if count]
+
+
 def _tell(home: Home, weave: Weave, done: Sequence[Change], as_json: bool) -> None:
     if as_json:
         told = [{"name": change.name, "how": change.how} for change in done]
@@ -201,6 +213,8 @@ def _tell(home: Home, weave: Weave, done: Sequence[Change], as_json: bool) -> No
                 f"{change.name} is in the file no more: it is stopped, and {count} of its messages wait in its inbox;"
                 f" start it with: loom agent start {change.name} --detach; or remove it: loom agent rm {change.name}"
             )
+    for name, count in _left_behind(home, weave):
+        printing.note(f"{name} is in the file no more: it is stopped and keeps {count} messages for when it is again")
 
 
 # -- down --------------------------------------------------------------------------------------------------------

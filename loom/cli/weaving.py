@@ -18,6 +18,7 @@ from loom.core.weave import Standing, parse
 from loom.spool import agents, fs, locks, mailbox
 from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home, default_home
+from loom.wire import ids
 from loom.wire.agent import AgentSpec, Want
 from loom.wire.errors import BadInput, Config, LoomError, NotFound, TryLater
 from loom.wire.jsontext import Malformed, dumps, loads_object
@@ -130,16 +131,16 @@ def routes(home: Home) -> list[Route]:
 
 
 def pipes(home: Home) -> dict[str, Pipe]:
-    """All definitions, by name. Raises Config naming the one that cannot be read."""
+    """All definitions, by name; a directory without one is no pipe yet. Raises Config where one cannot be read."""
     try:
-        names = sorted(os.listdir(home.pipes))
+        names = sorted(name for name in os.listdir(home.pipes) if ids.is_agent(name))
     except FileNotFoundError:
         return {}
-    return {name: read_pipe(home, name) for name in names if "~" not in name and (home.pipes / name).is_dir()}
+    return {name: read_pipe(home, name) for name in names if home.pipe(name).exists()}
 
 
 def read_pipe(home: Home, name: str) -> Pipe:
-    path = home.pipes / name / "pipe.json"
+    path = home.pipe(name)
     try:
         raw = loads_object(fs.read(path, _MAX_BYTES))
     except (FileNotFoundError, Malformed, fs.NotRegular, fs.TooLarge) as error:

@@ -14,6 +14,7 @@ from loom.daemons.surroundings import agent_env
 from loom.proc import toolchild
 
 MAX_OUTPUT_BYTES = 1 << 20
+MAX_LINES = 10_000  # each would be a message
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what sh says of a program it could not start
 _BY_SIGNAL = 128
 
@@ -33,7 +34,7 @@ def _run(agent: Agent, argv: Sequence[str], data: bytes, cwd: str, timeout_s: fl
 
     def on_line(line: bytes) -> str:
         lines.append(line)
-        return ""
+        return f"it printed more than {MAX_LINES} lines" if len(lines) > MAX_LINES else ""
 
     env = agent_env(agent.home, agent.spec, agent.dir.path, "")
     try:

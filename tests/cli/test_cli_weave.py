@@ -304,10 +304,46 @@ def test_what_a_pipe_holds_survives_down_and_is_shown(loom: Loom) -> None:
     loom("send", "a", "one")
     wait_until(lambda: loom("pipes", "--json").objects[0]["instances"][0]["held"] == 1)
     assert loom("down").status == 0
+    write(loom, text.replace(", pipe: pair", ""))
+    said = loom("up", "-d")
+    assert "pair~a→b is in the file no more: it is stopped and keeps 1 messages" in said.err, said
+    write(loom, text)
     up(loom)
     loom("send", "a", "two")
     (body,) = wait_until(lambda: answers(loom, "b"))
     assert sorted(one["body"] for one in json.loads(body)) == ["one", "two"]
+
+
+def test_routes_that_cannot_be_read_stop_the_mail_until_they_are_mended(loom: Loom) -> None:
+    detached(loom, "a", "b")
+    loom("route", "a", "--to", "b")
+    good = (loom.home / "routes.json").read_text()
+    (loom.home / "routes.json").write_text("{")
+    loom("send", "a", "hello")
+    wait_until(lambda: any(line["event"] == "routes_unreadable" for line in loom.log("router")))
+    assert "routes.json cannot be read" in refused(loom, "routes")
+    (loom.home / "routes.json").write_text(good)
+    wait_until(lambda: answers(loom, "b") == ["hello"])
+
+
+def test_killed_again_and_again_a_pipe_loses_nothing_and_repeats_nothing(loom: Loom) -> None:
+    text = "version: 1\nname: try\nagents:\n  - {name: a, model: builtin/echo}\n"
+    text += "  - {name: b, model: builtin/echo, from: [{agent: a, pipe: p}]}\npipes:\n"
+    text += "  p: [{operator: command, cmd: cat}, {operator: window, size: 2, timeout: 1h},"
+    text += " {operator: command, cmd: \"jq -c 'map(.body)'\"}]\n"
+    write(loom, text)
+    up(loom)
+    bodies = [f"body {number:02}" for number in range(12)]
+    for number, body in enumerate(bodies):
+        loom("send", "a", body)
+        if number % 3 == 0:
+            who = locks.holder(agent(loom, "p~a→b").lock)
+            if who is not None:
+                os.kill(who.pid, signal.SIGKILL)
+    done = wait_until(lambda: len(found := answers(loom, "b")) == 6 and found)
+    assert sorted(word for body in done for word in json.loads(body)) == bodies
+    crashes = list(agent(loom, "p~a→b").crashes.glob("*.json"))
+    assert crashes, "it was never killed"
 
 
 # -- the example ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ CASES = {case.name: case for case in (*KERNEL, *PROCESSES, *GOALS, *ALONE, SUPER
 # Each process of loom, as the cases call it: what `acting` and Case.process say.
 PROCESSES_OF_LOOM = (
     *("send", "runner", "router", "planner", "executor", "verifier", "keeper", "supervisor", "filter", "pipe"),
-    *("agent start", "agent stop", "agent retry", "agent rm", "run", "goal control", "gc", "fsck"),
+    *("agent start", "agent stop", "agent retry", "agent rm", "run", "goal control", "gc", "fsck", "up"),
 )
 
 __all__ = ["CASES", "PROCESSES_OF_LOOM"]

@@ -226,7 +226,8 @@ def test_a_command_that_dies_changes_nothing(pipe: Instance):
 
 
 @pytest.mark.parametrize("cmd, words", [
-    ("yes", "stopped"),
+    ("yes", "more than 10000 lines"),
+    ("head -c 2000000 /dev/zero | tr '\\0' x", "stopped"),
     ("no-such-program-anywhere", "not there"),
     ("./not-executable", "not there"),
 ])  # fmt: skip
