@@ -100,7 +100,7 @@ async def serve(latency_s: float) -> None:
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-            path = head.split(" ", 2)[1]
+            path = head.split(" ", 2)[1].partition("?")[0]
             length = int(head.partition("content-length:")[2].split("\r\n", 1)[0] or 0)
             request = json.loads(await reader.readexactly(length) or b"{}") if length else {}
             if latency_s:

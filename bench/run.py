@@ -1,7 +1,8 @@
 """All benchmarks: `make bench`, or `build/bench/venv/bin/python bench/run.py [--quick] [NAME…]`.
 
 Each prints its table, keeps its raw samples in bench/results/NAME.json, and docs/performance.md is written from all
-that lie there. Nothing fails because it is slow; what cannot be measured says `not measured` and why.
+that lie there; --quick keeps nothing. Nothing fails because it is slow; what cannot be measured says `not measured`
+and why.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import page
 from measure import Table, machine, save, say
 from world import HERE
 
-NAMES = ("startup", "filter", "wake", "syncs", "roundtrip", "step", "fanout", "growth")
+NAMES = ("startup", "filter", "wake", "syncs", "roundtrip", "step", "fanout", "growth", "routing")
 MODULES = {"filter": "filtering"}
 RESULTS = HERE / "results"
 
@@ -30,7 +31,8 @@ def main(argv: list[str]) -> int:
         say(f"== {name}")
         table: Table = import_module(MODULES.get(name, name)).run(quick)
         print(page.text(table), flush=True)
-        save(table, RESULTS)
+        if not quick:
+            save(table, RESULTS)
     if not quick:
         page.write(RESULTS)
     return 0

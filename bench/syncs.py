@@ -50,9 +50,9 @@ def _syncs(place: Path, trace: str) -> int:
 
 
 def _mailbox(place: Path, name: str, count: int, batch: int) -> float:
-    """Both sides' syncs, without those that make a new mailbox's directories."""
-    found = _pair(place, name, count, batch)
-    return (found - _pair(place, f"{name}-empty", 0, batch)) / count
+    """Both sides' syncs a message, once the mailbox and its first shard are there: a first batch is taken off."""
+    found = _pair(place, name, count + batch, batch)
+    return (found - _pair(place, f"{name}-first", batch, batch)) / count
 
 
 def _pair(place: Path, name: str, count: int, batch: int) -> int:

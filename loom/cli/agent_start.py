@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from loom.wire import agent as wire
 from loom.wire import ids
 from loom.wire.agent import AgentSpec, Restart
 from loom.wire.errors import BadInput, NotFound, Usage
-from loom.wire.record import record
+from loom.wire.record import record, replace
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +16,7 @@ from loom.wire import exits, ids
 from loom.wire.chat import usage_to_json
 from loom.wire.errors import LoomError, Usage
 from loom.wire.jsontext import loads
+from loom.wire.record import replace
 
 ENGINE = "loom.daemons.filter"
 _HELD = 16 << 10  # characters of an unfinished line

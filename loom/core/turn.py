@@ -7,15 +7,13 @@ the same record gives the same action, which is all that recovery is.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from loom.core import first_aid
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, ToolCall, ToolSpec
 from loom.wire.jsontext import dumps
-from loom.wire.record import record
+from loom.wire.record import record, replace
 from loom.wire.turn import Step
 
 MAX_STEPS = 60
@@ -120,6 +118,8 @@ def _call(call: ToolCall, step: Step, tools: Mapping[str, ToolSpec]) -> Action:
 
 
 def _unknown_tool(name: str, tools: Mapping[str, ToolSpec]) -> str:
+    import difflib  # here, because most tools that are called exist
+
     close = difflib.get_close_matches(name, list(tools), 1)
     known = f"did you mean {close[0]!r}?" if close else f"tools: {', '.join(sorted(tools)) or 'none'}"
     return f"there is no tool named {ascii(name)[:80]}; {known}"

@@ -17,7 +17,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from loom.wire.agent import AgentSpec
 from loom.wire.chat import ChatRequest, ToolCall, usage_to_json
 from loom.wire.errors import BadInput, LoomError, NotFound, TryLater, WorkFailed
 from loom.wire.message import Message, Unreadable
-from loom.wire.record import record
+from loom.wire.record import record, replace
 
 
 @record

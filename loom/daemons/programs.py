@@ -31,7 +31,10 @@ PRELOAD = (
     "loom.models.openai",
     "loom.models.builtin.text",
     "loom.proc.toolcall",
+    "base64",
+    "hashlib",
     "orjson",
+    "ssl",
 )
 
 

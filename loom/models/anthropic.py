@@ -10,39 +10,32 @@ Source: the provider's reference of POST /v1/messages, version 2023-06-01.
 from __future__ import annotations
 
 import re
-import time
-from base64 import b64encode
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-from loom.models import classify
 from loom.models.anthropic_answer import DIALECT, Answer
 from loom.models.base import Blob, no_blobs
 from loom.models.classify import Endpoint
+from loom.models.dialect import ServerModel, read_events
 from loom.models.proxies import Proxy
-from loom.models.sse import SseParser
-from loom.models.transport import DEFAULT, Client, Response, Timeouts
-from loom.wire import errors, jsontext
-from loom.wire.chat import ChatMessage, ChatRequest, Chunk, TextDelta
+from loom.models.transport import DEFAULT, Timeouts
+from loom.wire import errors
+from loom.wire.chat import ChatMessage, ChatRequest, Chunk
 
 VERSION = "2023-06-01"
 MAX_TOKENS = 16_384  # asked for when nobody says; a model that can do less says how much
-_ERROR_BODY_BYTES = 1 << 16
 _LESS = re.compile(r"max_tokens: \d+ > (\d+)")
 _NO_SCHEMA = re.compile(r"output_config|output_format|output format|structured output|schema", re.IGNORECASE)
 
 
-class AnthropicModel:
-    """One model at one server. A connection is kept for the next request."""
+class AnthropicModel(ServerModel):
+    """One model at one server of this dialect."""
 
     def __init__(
         self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
     ) -> None:
-        self.name = endpoint.name
-        self._endpoint = endpoint
-        self._blob = blob
-        self._client = Client(timeouts, proxy)
+        super().__init__(endpoint, timeouts, blob, proxy)
         base = endpoint.base_url.rstrip("/")
         self._url = base + ("/messages" if base.endswith("/v1") else "/v1/messages")
         self._max_tokens = MAX_TOKENS
@@ -77,34 +70,17 @@ class AnthropicModel:
         return False
 
     def _ask(self, request: ChatRequest) -> Generator[Chunk, None, None]:
-        body = self._body(request)
         answer = Answer(self._endpoint, request)
-        with self._client.request("POST", self._url, self._headers(), body) as response:
-            refused = self._refused(response)
-            if refused is None:
-                yield from _read(response, answer)
-        if refused is not None:
-            raise refused
+        yield from self._post(self._url, self._headers(), self._body(request), lambda r: read_events(r, answer))
         yield answer.reply()
 
-    def _refused(self, response: Response) -> errors.LoomError | None:
-        if 200 <= response.status < 300:
-            return None
-        said = response.start_of_body(_ERROR_BODY_BYTES)
-        return classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
-
     def _headers(self) -> dict[str, str]:
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream",
-            "User-Agent": "loom",
-            "anthropic-version": VERSION,
-        }
+        headers = {"Accept": "text/event-stream", "anthropic-version": VERSION}
         if self._endpoint.key:
             headers["x-api-key"] = self._endpoint.key
         return headers
 
-    def _body(self, request: ChatRequest) -> bytes:
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
         limit = request.max_tokens if request.max_tokens is not None else self._max_tokens
         body: dict[str, Any] = {
             "max_tokens": limit,
@@ -125,10 +101,7 @@ class AnthropicModel:
                 {"name": t.name, "description": t.description, "input_schema": dict(t.input_schema)}
                 for t in request.tools
             ]
-        try:
-            return jsontext.dumps(body)
-        except (ValueError, TypeError) as error:
-            raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
+        return body
 
     def _messages(self, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         """The messages, those of one side that follow each other made one."""
@@ -151,6 +124,8 @@ class AnthropicModel:
             return [result | ({"is_error": True} if message.is_error else {})]
         blocks: list[dict[str, Any]] = [dict(t["block"]) for t in message.thoughts if t.get("dialect") == DIALECT]
         for image in message.images:
+            from base64 import b64encode  # here, because few messages have images
+
             data = b64encode(self._blob(image.blob)).decode("ascii")
             source = {"type": "base64", "media_type": image.media_type, "data": data}
             blocks.append({"type": "image", "source": source})
@@ -165,28 +140,3 @@ class AnthropicModel:
 def open_model(endpoint: Endpoint, blob: Blob, proxy: Proxy | None) -> AnthropicModel:
     """The registry's way in."""
     return AnthropicModel(endpoint, blob=blob, proxy=proxy)
-
-
-def _read(response: Response, answer: Answer) -> Iterator[Chunk]:
-    """The answer's text as it comes. Raises BrokenStream when it breaks off before its end."""
-    try:
-        for text in _texts(response, answer):
-            yield TextDelta(text)
-    except errors.BrokenStream:
-        if not answer.complete:
-            raise
-        # All blocks are here; only the end of the stream was still to come.
-
-
-def _texts(response: Response, answer: Answer) -> Iterator[str]:
-    if response.headers.get("content-type", "").startswith("application/json"):
-        yield from answer.add_whole(b"".join(response.chunks).strip())
-        return
-    parser = SseParser()
-    for piece in response.chunks:
-        for event in parser.feed(piece):
-            yield from answer.add_event(event)
-        if answer.done:
-            return
-    for event in parser.finish():
-        yield from answer.add_event(event)

@@ -57,7 +57,7 @@ class Answer:
         """Take one event; yields the text in it. Raises BrokenStream for what is none, or the error that was sent."""
         if self.done:
             return
-        data = self._object(event.data.encode("utf-8", "replace"))
+        data = classify.sent_object(self._endpoint, event.data.encode("utf-8", "replace"))
         match data.get("type"):
             case "error":
                 raise classify.stream_error(self._endpoint, data.get("error"))
@@ -75,7 +75,7 @@ class Answer:
 
     def add_whole(self, body: bytes) -> Iterator[str]:
         """Take an answer that was not streamed; yields its text."""
-        data = self._object(body)
+        data = classify.sent_object(self._endpoint, body)
         if data.get("type") == "error":
             raise classify.stream_error(self._endpoint, data.get("error"))
         self._begin(data)
@@ -110,15 +110,6 @@ class Answer:
             # Without calls the turn is over, and nobody will ask for them.
             tuple({"dialect": DIALECT, "block": t} for t in thoughts) if calls else (),
         )
-
-    def _object(self, data: bytes) -> dict[str, Any]:
-        found = decode.json_object(data)
-        if found is None:
-            shown = classify.clean(data.decode("utf-8", "replace"), self._endpoint.key)
-            raise errors.BrokenStream(
-                f"{self._endpoint.name} sent what is no JSON object: {shown[:120] or 'nothing'}", hint="check base_url"
-            )
-        return found
 
     def _begin(self, message: Mapping[str, Any]) -> None:
         if isinstance(message.get("model"), str) and message["model"]:

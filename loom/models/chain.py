@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 from loom.models.base import Model
 from loom.models.classify import is_transient
 from loom.wire import errors
 from loom.wire.chat import ChatReply, ChatRequest, Chunk, Notice, TextDelta
+from loom.wire.record import replace
 
 REST_S = 60.0
 

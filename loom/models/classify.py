@@ -95,6 +95,15 @@ def http_error(
     return _classified(endpoint, status, said, codes, retry_after_s(headers, now_s))
 
 
+def sent_object(endpoint: Endpoint, data: bytes) -> dict[str, Any]:
+    """The JSON object that a server sent as a part of its answer. Raises BrokenStream for anything else."""
+    found = decode.json_object(data)
+    if found is None:
+        shown = clean(data.decode("utf-8", "replace"), endpoint.key)[:120] or "nothing"
+        raise errors.BrokenStream(f"{endpoint.name} sent what is no JSON object: {shown}", hint="check base_url")
+    return found
+
+
 def stream_error(endpoint: Endpoint, error: object) -> errors.LoomError:
     """An error a server sent as part of a stream that had begun with 200."""
     data = error if isinstance(error, dict) else {"message": error if isinstance(error, str) else ""}

@@ -6,15 +6,17 @@ silence, also while a slow model is waited for.
 
 from __future__ import annotations
 
-import http.client
 import socket
-import ssl
-from base64 import b64encode
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult
 
+from loom.models import http1
 from loom.models.classify import clean, unreachable
 from loom.models.proxies import Proxy
 from loom.wire import errors
+
+if TYPE_CHECKING:
+    import ssl
 
 # Seconds of silence before the first probe, between probes, and probes without an answer until it counts as dead.
 _PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
@@ -46,6 +48,8 @@ def authorization(proxy: Proxy) -> dict[str, str]:
     """The header a proxy knows us by; for the proxy alone."""
     if not proxy.user:
         return {}
+    from base64 import b64encode
+
     return {"Proxy-Authorization": "Basic " + b64encode(proxy.user.encode("utf-8", "replace")).decode("ascii")}
 
 
@@ -60,7 +64,8 @@ def refused_by_proxy(proxy: Proxy) -> errors.Config:
 
 def _dial(host: str, port: int, where: str, timeout_s: float, hint: str) -> socket.socket:
     try:
-        sock = socket.create_connection((host, port), timeout_s)
+        # As bytes: an address of ours is ASCII, and the codec for others takes a millisecond to load.
+        sock = socket.create_connection((host.encode("ascii"), port), timeout_s)  # type: ignore[arg-type]
     except (socket.gaierror, UnicodeError) as error:
         raise unreachable("resolve", where, getattr(error, "strerror", None) or str(error), hint) from None
     except TimeoutError:
@@ -83,12 +88,12 @@ def _tunnel(sock: socket.socket, proxy: Proxy, target: str, timeout_s: float) ->
     where = f"the proxy {proxy.where}"
     try:
         sock.sendall(f"CONNECT {target} HTTP/1.1\r\n{lines}\r\n".encode("ascii"))
-        with http.client.HTTPResponse(sock, method="CONNECT") as answer:
-            answer.begin()
-            status, reason = answer.status, answer.reason
+        answer = http1.Answer(sock)
+        answer.head(body=False)
+        status, reason = answer.status, answer.reason
     except TimeoutError:
         raise unreachable("first_byte", where, f"nothing came within {timeout_s:g} s") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http1.Malformed) as error:
         raise unreachable("head", where, str(error), f"check {proxy.variable}") from None
     if status == 407:
         raise refused_by_proxy(proxy)

@@ -8,58 +8,45 @@ Source: Ollama's docs/api.md, and api/types.go for `truncate` and `shift`.
 
 from __future__ import annotations
 
-import time
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loom.models import classify, decode
 from loom.models.base import Blob, no_blobs
 from loom.models.classify import Endpoint
+from loom.models.dialect import ServerModel, functions
 from loom.models.proxies import Proxy
-from loom.models.transport import DEFAULT, Client, Response, Timeouts
-from loom.wire import errors, jsontext
+from loom.models.transport import DEFAULT, Response, Timeouts
+from loom.wire import errors
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, Chunk, StopReason, TextDelta, ToolCall, Usage
 
 DIALECT = "ollama"
 MAX_LINE_BYTES = 8 << 20
-_ERROR_BODY_BYTES = 1 << 16
 _BESIDE = ("format", "keep_alive", "think")  # options that are none of the model's
 
 
-class OllamaModel:
-    """One model at one server. A connection is kept for the next request."""
+class OllamaModel(ServerModel):
+    """One model at one server of this dialect."""
 
     def __init__(
         self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
     ) -> None:
-        self.name = endpoint.name
-        self._endpoint = endpoint
-        self._blob = blob
-        self._client = Client(timeouts, proxy)
+        super().__init__(endpoint, timeouts, blob, proxy)
         self._url = native_url(endpoint.base_url) + "/api/chat"
 
     def stream(self, request: ChatRequest) -> Iterator[Chunk]:
         """Ask and yield the answer as it comes; see loom.models.base.Model."""
-        headers = {"Content-Type": "application/json", "User-Agent": "loom"}
-        if self._endpoint.key:
-            headers["Authorization"] = f"Bearer {self._endpoint.key}"
         answer = Answer(self._endpoint, request)
-        failed: errors.LoomError | None = None
-        hint = classify.OLLAMA_DOWN
-        with self._client.request("POST", self._url, headers, self._body(request), hint=hint) as response:
-            if 200 <= response.status < 300:
-                for line in _lines(response, self.name):
-                    for text in answer.add(line):
-                        yield TextDelta(text)
-            else:
-                said = response.start_of_body(_ERROR_BODY_BYTES)
-                failed = classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
-        if failed is not None:
-            raise failed
+
+        def read(response: Response) -> Iterator[TextDelta]:
+            for line in _lines(response, self.name):
+                for text in answer.add(line):
+                    yield TextDelta(text)
+
+        yield from self._post(self._url, self._bearer(), self._body(request), read, classify.OLLAMA_DOWN)
         yield answer.reply()
 
-    def _body(self, request: ChatRequest) -> bytes:
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
         options = {name: value for name, value in request.options.items() if name not in _BESIDE}
         body: dict[str, Any] = {name: request.options[name] for name in _BESIDE if name in request.options}
         form = options.pop("response_format", None)
@@ -80,17 +67,8 @@ class OllamaModel:
             "options": options,
         }
         if request.tools:
-            body["tools"] = [
-                {
-                    "type": "function",
-                    "function": {"name": t.name, "description": t.description, "parameters": dict(t.input_schema)},
-                }
-                for t in request.tools
-            ]
-        try:
-            return jsontext.dumps(body)
-        except (ValueError, TypeError) as error:
-            raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
+            body["tools"] = functions(request.tools)
+        return body
 
     def _messages(self, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         called = {call.id: call.name for message in messages for call in message.calls}
@@ -104,6 +82,8 @@ class OllamaModel:
             return {"role": "tool", "content": text, "tool_name": name, "tool_call_id": message.call_id}
         out: dict[str, Any] = {"role": message.role, "content": message.text}
         if message.images:
+            from base64 import b64encode  # here, because few messages have them
+
             out["images"] = [b64encode(self._blob(image.blob)).decode("ascii") for image in message.images]
         for thought in message.thoughts:
             if thought.get("dialect") == DIALECT:
@@ -136,12 +116,7 @@ class Answer:
 
     def add(self, line: bytes) -> Iterator[str]:
         """Take one line; yields the text in it. Raises BrokenStream for what is none, or the error in it."""
-        data = decode.json_object(line)
-        if data is None:
-            shown = classify.clean(line.decode("utf-8", "replace"), self._endpoint.key)
-            raise errors.BrokenStream(
-                f"{self._endpoint.name} sent what is no JSON object: {shown[:120]}", hint="check base_url"
-            )
+        data = classify.sent_object(self._endpoint, line)
         if data.get("error"):
             raise classify.stream_error(self._endpoint, data["error"])
         self._model = decode.text_of(data.get("model")) or self._model

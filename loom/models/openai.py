@@ -8,8 +8,6 @@ when the server said that it is complete, by a finish_reason or by [DONE].
 from __future__ import annotations
 
 import re
-import time
-from base64 import b64encode
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any
@@ -18,14 +16,13 @@ from loom.models import classify
 from loom.models.address import split_url
 from loom.models.base import Blob, no_blobs
 from loom.models.classify import Endpoint
+from loom.models.dialect import ServerModel, functions, read_events
 from loom.models.openai_answer import DIALECT, Answer
 from loom.models.proxies import Proxy
-from loom.models.sse import SseParser
-from loom.models.transport import DEFAULT, Client, Response, Timeouts
+from loom.models.transport import DEFAULT, Timeouts
 from loom.wire import errors, jsontext
-from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, Notice, TextDelta, ToolCall, Usage
+from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, Notice, ToolCall, Usage
 
-_ERROR_BODY_BYTES = 1 << 16
 _OPENAI_ITSELF = "api.openai.com"
 # How servers name the fields that help and that we can do without, when they refuse them.
 _REFUSAL = {
@@ -38,16 +35,13 @@ _CUT = (
 )
 
 
-class OpenAIModel:
-    """One model at one server. A connection is kept for the next request."""
+class OpenAIModel(ServerModel):
+    """One model at one server of this dialect."""
 
     def __init__(
         self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
     ) -> None:
-        self.name = endpoint.name
-        self._endpoint = endpoint
-        self._blob = blob
-        self._client = Client(timeouts, proxy)
+        super().__init__(endpoint, timeouts, blob, proxy)
         self._warned = False
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
         self._host = split_url(self._url).hostname
@@ -71,34 +65,17 @@ class OpenAIModel:
                 self._unwanted |= refused
 
     def _ask(self, request: ChatRequest) -> Generator[Chunk, None, None]:
-        body = self._body(request)
         hint = classify.OLLAMA_DOWN if self._endpoint.alias == "ollama" else ""
         answer = Answer(self._endpoint, request)
-        with self._client.request("POST", self._url, self._headers(), body, hint=hint) as response:
-            refused = self._refused(response)
-            if refused is None:
-                yield from _read(response, answer)
-        if refused is not None:
-            raise refused
+        headers = {"Accept": "text/event-stream", **self._bearer()}
+        yield from self._post(self._url, headers, self._body(request), lambda r: read_events(r, answer), hint)
         reply = answer.reply()
         if self._endpoint.alias == "ollama" and not self._warned and _is_cut(request, reply.usage):
             self._warned = True
             yield Notice("cut", _CUT.format(name=self.name, tokens=reply.usage.input_tokens))
         yield reply
 
-    def _refused(self, response: Response) -> errors.LoomError | None:
-        if 200 <= response.status < 300:
-            return None
-        said = response.start_of_body(_ERROR_BODY_BYTES)
-        return classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
-
-    def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "User-Agent": "loom"}
-        if self._endpoint.key:
-            headers["Authorization"] = f"Bearer {self._endpoint.key}"
-        return headers
-
-    def _body(self, request: ChatRequest) -> bytes:
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
         body: dict[str, Any] = {
             **request.options,
             "model": self._endpoint.model,
@@ -107,21 +84,12 @@ class OpenAIModel:
         }
         body |= self._helpful(request)
         if request.tools:
-            body["tools"] = [
-                {
-                    "type": "function",
-                    "function": {"name": t.name, "description": t.description, "parameters": dict(t.input_schema)},
-                }
-                for t in request.tools
-            ]
+            body["tools"] = functions(request.tools)
         if request.max_tokens is not None:
             # OpenAI's newer models refuse the old name; nobody else is sure to know the new one.
             name = "max_completion_tokens" if self._host == _OPENAI_ITSELF else "max_tokens"
             body[name] = request.max_tokens
-        try:
-            return jsontext.dumps(body)
-        except (ValueError, TypeError) as error:
-            raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
+        return body
 
     def _helpful(self, request: ChatRequest) -> dict[str, Any]:
         """Fields that help and that we can do without; not those that this server has refused."""
@@ -150,6 +118,8 @@ class OpenAIModel:
         return out
 
     def _image(self, image: Image) -> dict[str, Any]:
+        from base64 import b64encode  # here, because few messages have images
+
         data = b64encode(self._blob(image.blob)).decode("ascii")
         return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
 
@@ -173,28 +143,3 @@ def _is_cut(request: ChatRequest, usage: Usage) -> bool:
     """
     characters = sum(len(message.text) for message in request.messages)
     return characters > 8000 and 0 < usage.input_tokens < characters / 8
-
-
-def _read(response: Response, answer: Answer) -> Iterator[Chunk]:
-    """The answer's text as it comes. Raises BrokenStream when it breaks off before its end."""
-    try:
-        for text in _texts(response, answer):
-            yield TextDelta(text)
-    except errors.BrokenStream:
-        if not answer.complete:
-            raise
-        # All text and calls are here; only the token counts were still to come.
-
-
-def _texts(response: Response, answer: Answer) -> Iterator[str]:
-    if response.headers.get("content-type", "").startswith("application/json"):
-        yield from answer.add(b"".join(response.chunks).strip())
-        return
-    parser = SseParser()
-    for piece in response.chunks:
-        for event in parser.feed(piece):
-            yield from answer.add_event(event)
-        if answer.done:
-            return
-    for event in parser.finish():
-        yield from answer.add_event(event)

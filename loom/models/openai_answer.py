@@ -64,19 +64,14 @@ class Answer:
         if event.data.strip() == "[DONE]":
             self.done = True
             return
-        yield from self.add(event.data.encode("utf-8", "replace"))
+        yield from self.add_whole(event.data.encode("utf-8", "replace"))
 
-    def add(self, data: bytes) -> Iterator[str]:
-        """Take one chunk, or a whole answer that was not streamed; yields the text in it.
+    def add_whole(self, data: bytes) -> Iterator[str]:
+        """Take a whole answer that was not streamed, which a chunk looks like; yields the text in it.
 
         Raises BrokenStream for what is no chunk, or the error the server sent in its place.
         """
-        chunk = decode.json_object(data)
-        if chunk is None:
-            shown = classify.clean(data.decode("utf-8", "replace"), self._endpoint.key)
-            raise errors.BrokenStream(
-                f"{self._endpoint.name} sent what is no JSON object: {shown[:120] or 'nothing'}", hint="check base_url"
-            )
+        chunk = classify.sent_object(self._endpoint, data)
         if chunk.get("error"):
             raise classify.stream_error(self._endpoint, chunk["error"])
         if chunk.get("object") == "error":  # vLLM, before it did as others do

@@ -13,13 +13,13 @@ A dialect is one module that speaks to servers; a new one is a line in DIALECTS.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from importlib import import_module
 from typing import Protocol, cast
 
 from loom.models.base import Model, ModelContext
 from loom.wire import errors
 from loom.wire.provider import Provider
+from loom.wire.record import replace
 
 DIALECTS = {
     "openai": "loom.models.openai",

@@ -1,8 +1,9 @@
 """HTTP requests to a model server, one after the other, their answers streamed. Nothing else in loom/models uses
 sockets but loom.models.connecting, which opens them for this module.
 
-It is synchronous and uses http.client: httpx costs about 100 ms of import, more than everything else a filter
-loads. A connection is kept for the next request to the same server, for half a minute, and never shared over a fork.
+It is synchronous and speaks HTTP by loom.models.http1: httpx costs about 100 ms of import, more than everything else a
+filter loads (ADR-0021). A connection is kept for the next request to the same server, for half a minute, and never
+shared over a fork.
 Redirects are followed only where the key may go, to the same server. Compression is not asked for and undone where
 it comes all the same. Certificates are checked against the system's, or SSL_CERT_FILE.
 
@@ -11,16 +12,16 @@ Waiting is bounded by silence, not by length: a long answer may take as long as 
 
 from __future__ import annotations
 
-import http.client
 import os
 import select
 import socket
-import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin
 
+from loom.models import http1
 from loom.models.address import split_url
 from loom.models.classify import Phase, unreachable
 from loom.models.connecting import authorization, connect, refused_by_proxy
@@ -28,9 +29,11 @@ from loom.models.proxies import Proxy
 from loom.wire import errors
 from loom.wire.record import field, record
 
+if TYPE_CHECKING:
+    import ssl
+
 MAX_BODY_BYTES = 64 << 20
 MAX_REDIRECTS = 3
-KEPT_S = 30.0  # longer than a step of a turn; shorter than most servers and routers keep a silent connection
 _REST_S = 0.05  # waited for the formal end of an answer that is complete, so that its connection can be kept
 _REST_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 16
@@ -39,11 +42,16 @@ _MAX_EARLY = 16  # answers of the kind 1xx before the real one
 
 @record
 class Timeouts:
-    """How much silence is too much. The head of the answer and its first byte each have `first_byte_s`."""
+    """How much silence is too much. The head of the answer and its first byte each have `first_byte_s`.
+
+    kept_s  how long a connection without a request is fit for another one: longer than a step of a turn, shorter than
+            most servers and routers keep one that is silent
+    """
 
     connect_s: float = 10.0
     first_byte_s: float = 120.0
     idle_s: float = 60.0
+    kept_s: float = 30.0
 
 
 DEFAULT = Timeouts()
@@ -117,10 +125,9 @@ class Client:
         try:
             if answer.status == 407 and self._proxy is not None:
                 raise refused_by_proxy(self._proxy)
-            found = {name.lower(): value for name, value in answer.getheaders()}
             incoming = _Body(answer, link.sock, parts.netloc, self._timeouts, limit)
-            encoding = found.get("content-encoding", "")
-            yield Response(answer.status, found, _plain(incoming.pieces(), encoding, parts.netloc, limit))
+            encoding = answer.headers.get("content-encoding", "")
+            yield Response(answer.status, answer.headers, _plain(incoming.pieces(), encoding, parts.netloc, limit))
             if incoming.skip_rest():
                 link.rest()
                 self._keep(link, parts)
@@ -130,7 +137,7 @@ class Client:
 
     def _ask(
         self, method: str, parts: SplitResult, headers: Mapping[str, str], body: bytes, hint: str
-    ) -> tuple[_Link, http.client.HTTPResponse]:
+    ) -> tuple[_Link, http1.Answer]:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if self._proxy is not None and parts.scheme == "http":
             target = f"http://{parts.netloc}{target}"
@@ -150,6 +157,8 @@ class Client:
     def _open(self, parts: SplitResult, hint: str) -> _Link:
         secure = parts.scheme == "https"
         if secure and self._tls is None:  # once: reading the system's certificates takes 20 ms
+            import ssl  # here, because a server on this machine has no use for it
+
             self._tls = ssl.create_default_context()
             self._tls.set_alpn_protocols(["http/1.1"])
         try:
@@ -160,7 +169,7 @@ class Client:
             raise
 
     def _keep(self, link: _Link, parts: SplitResult) -> None:
-        if link.is_fit_for(parts):  # it may have been ended by the server right after its answer
+        if link.is_fit_for(parts, self._timeouts.kept_s):  # it may have been ended by the server right after its answer
             if self._kept is not None:
                 self._kept.close()
             self._kept = link
@@ -168,7 +177,7 @@ class Client:
     def _take(self, parts: SplitResult) -> _Link | None:
         """The kept connection, when it leads to this server and is fit to be used."""
         link, self._kept = self._kept, None
-        if link is None or link.is_fit_for(parts):
+        if link is None or link.is_fit_for(parts, self._timeouts.kept_s):
             return link
         link.close()
         return None
@@ -176,26 +185,6 @@ class Client:
 
 class _Unanswered(ConnectionError):
     """The connection ended before the first byte of an answer."""
-
-
-class _Answer(http.client.HTTPResponse):
-    """An answer that tells silence from a broken head, and skips what comes before the real one (102, 103 …)."""
-
-    def begin(self) -> None:
-        try:
-            begun = self.fp.peek(1)
-        except OSError as error:
-            if isinstance(error, TimeoutError) and error.errno is None:
-                raise
-            raise _Unanswered(error.strerror or str(error)) from None
-        if not begun:
-            raise _Unanswered("it closed the connection without an answer")
-        super().begin()
-        for _ in range(_MAX_EARLY):
-            if not 100 <= self.status < 200 or self.status == http.client.SWITCHING_PROTOCOLS:
-                return
-            self.headers = self.msg = None  # type: ignore[assignment]
-            super().begin()
 
 
 class _Link:
@@ -207,18 +196,15 @@ class _Link:
         self._to = (parts.scheme, parts.netloc)
         self._pid = os.getpid()
         self._resting_since = 0.0
-        self._answer: http.client.HTTPResponse | None = None
-        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
-        self._connection.response_class = _Answer
-        self._connection.sock = sock
+        self._answer: http1.Answer | None = None
 
     def ask(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts
-    ) -> http.client.HTTPResponse:
+    ) -> http1.Answer:
         """Send a request and wait for the head of its answer. Raises _Unanswered when nothing of one came."""
         try:
             self._send(method, target, headers, body, timeouts)
-            self._answer = self._connection.getresponse()
+            self._answer = _answer(self.sock, method)
             return self._answer
         except TimeoutError:
             self.close()
@@ -226,7 +212,7 @@ class _Link:
         except _Unanswered:
             self.close()
             raise
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http1.Malformed) as error:
             self.close()
             raise _failure("head", self._where, error) from None
         except BaseException:
@@ -236,13 +222,12 @@ class _Link:
     def _send(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeouts: Timeouts) -> None:
         self.sock.settimeout(timeouts.idle_s)
         try:
-            # The Host header is given, because http.client would add port 443 to it.
-            self._connection.request(method, target, body or None, {"Host": self._where, **headers})
+            self.sock.sendall(http1.request(method, target, {"Host": self._where, **headers}, body))
         except TimeoutError:
             raise unreachable("send", self._where, f"it read nothing for {timeouts.idle_s:g} s") from None
         except (BrokenPipeError, ConnectionResetError):
             pass  # it may have refused a large request before reading all of it: its answer says why
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             if self._resting_since:  # it was kept, and is no connection any more
                 raise _Unanswered(str(error)) from None
             raise _failure("send", self._where, error) from None
@@ -252,41 +237,54 @@ class _Link:
 
     def rest(self) -> None:
         """Nothing is under way until the next `ask`."""
-        if self._answer is not None:
-            self._answer.close()
         self._resting_since = time.monotonic()
 
-    def is_fit_for(self, parts: SplitResult) -> bool:
+    def is_fit_for(self, parts: SplitResult, kept_s: float) -> bool:
         """Whether this server can be asked on it: not when it was opened before a fork, rested long, or has ended.
 
         A byte that came while nothing was asked is no answer to anything: such a connection is done with too.
         """
         if self._pid != os.getpid() or self._to != (parts.scheme, parts.netloc):
             return False
-        if time.monotonic() - self._resting_since > KEPT_S:
+        if time.monotonic() - self._resting_since > kept_s:
+            return False
+        if self._answer is not None and self._answer.overlong:
             return False
         poller = select.poll()
         poller.register(self.sock, select.POLLIN)
-        return not poller.poll(0) and not (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending())
+        waiting: Any = getattr(self.sock, "pending", None)  # of TLS: received, and not seen by poll
+        return not poller.poll(0) and not (waiting is not None and waiting())
 
     def close(self) -> None:
-        if self._answer is not None:
-            self._answer.close()
         self.sock.close()
+
+
+def _answer(sock: socket.socket, method: str) -> http1.Answer:
+    """The head of an answer; what comes before the real one (102, 103 …) is skipped."""
+    answer = http1.Answer(sock)
+    try:
+        begun = answer.begins()
+    except OSError as error:
+        if isinstance(error, TimeoutError) and error.errno is None:
+            raise
+        raise _Unanswered(error.strerror or str(error)) from None
+    if not begun:
+        raise _Unanswered("it closed the connection without an answer")
+    for _ in range(_MAX_EARLY + 1):
+        answer.head(body=method != "HEAD")
+        if answer.status >= 200 or answer.status == 101:
+            break
+    return answer
 
 
 class _Body:
     """The body of one answer as it arrives. `ended` as soon as all of it was read."""
 
-    def __init__(
-        self, answer: http.client.HTTPResponse, sock: socket.socket, where: str, timeouts: Timeouts, limit: int
-    ) -> None:
+    def __init__(self, answer: http1.Answer, sock: socket.socket, where: str, timeouts: Timeouts, limit: int) -> None:
         self._answer, self._sock, self._where = answer, sock, where
         self._timeouts, self._limit = timeouts, limit
-        # Counted here, because read1 of some 3.11 releases does not count and then waits for bytes that never come.
-        self._left = answer.length
-        self.ended = self._left == 0
-        self._broken = False  # http.client takes what comes after an error for the end
+        self.ended = answer.left == 0
+        self._broken = False  # nothing that comes after an error is believed
 
     def pieces(self) -> Iterator[bytes]:
         """The rest of it, not decoded. Raises BrokenStream, or Unavailable when there is not even a first byte."""
@@ -300,7 +298,7 @@ class _Body:
                 silent = f"nothing came within {limit_s:g} s"
                 self._broken = True
                 raise unreachable(phase, self._where, (error.errno and error.strerror) or silent) from None
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except (OSError, http1.Malformed) as error:
                 self._broken = True
                 raise _failure("body", self._where, error) from None
             total += len(piece)
@@ -310,12 +308,12 @@ class _Body:
                 break
             self._sock.settimeout(self._timeouts.idle_s)
             yield piece
-        if self._left:
-            raise unreachable("body", self._where, f"{self._left} bytes are missing")
+        if self._answer.left:
+            raise unreachable("body", self._where, f"{self._answer.left} bytes are missing")
 
     def skip_rest(self) -> bool:
         """Whether the answer is over, or can be brought to its end without waiting for it."""
-        if self._broken or self._answer.will_close:
+        if self._broken or self._answer.closes:
             return False
         total = 0
         try:
@@ -325,17 +323,13 @@ class _Body:
                 total += len(piece)
                 if not piece:
                     break
-        except (OSError, http.client.HTTPException, ValueError):
+        except (OSError, http1.Malformed):
             return False
         return self.ended
 
     def _read(self) -> bytes:
-        piece = self._answer.read1(_PIECE_BYTES if self._left is None else min(self._left, _PIECE_BYTES))
-        if self._left is None:
-            self.ended = not piece
-        else:
-            self._left -= len(piece)
-            self.ended = not self._left
+        piece = self._answer.read(_PIECE_BYTES)
+        self.ended = not piece or self._answer.left == 0
         return piece
 
 

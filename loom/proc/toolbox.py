@@ -34,13 +34,14 @@ class Tool:
     spec: ToolSpec
 
 
-def find_tools(names: Sequence[str], dirs: Sequence[Path]) -> dict[str, Tool]:
+def find_tools(names: Sequence[str], dirs: Sequence[Path], describe_s: float = DESCRIBE_S) -> dict[str, Tool]:
     """The tools called `names`, in that order; the first of `dirs` that has a name wins.
 
+    describe_s  how long each may take to say what it is
     Raises errors.Usage for an impossible name, errors.NotFound for a missing tool, errors.Config for a broken one,
     errors.Disk when we cannot start a process.
     """
-    return {name: _tool(name, dirs) for name in names}
+    return {name: _tool(name, dirs, describe_s) for name in names}
 
 
 def argv(path: Path, verb: str) -> list[str]:
@@ -60,7 +61,7 @@ def argv(path: Path, verb: str) -> list[str]:
     return [str(path), verb]
 
 
-def _tool(name: str, dirs: Sequence[Path]) -> Tool:
+def _tool(name: str, dirs: Sequence[Path], describe_s: float) -> Tool:
     if not NAME.fullmatch(name):
         raise errors.Usage(
             f"{name!r} cannot be the name of a tool",
@@ -77,7 +78,7 @@ def _tool(name: str, dirs: Sequence[Path]) -> Tool:
     found = path.stat()
     key = (str(path), found.st_mtime_ns, found.st_size)
     if key not in _described:
-        _described[key] = _describe(name, path)
+        _described[key] = _describe(name, path, describe_s)
     return Tool(path, _described[key])
 
 
@@ -97,8 +98,8 @@ def _names(directory: Path) -> Iterable[str]:
         return []
 
 
-def _describe(name: str, path: Path) -> ToolSpec:
-    """What `PATH describe` says, checked."""
+def _describe(name: str, path: Path, describe_s: float) -> ToolSpec:
+    """What `PATH describe` says within that time, checked."""
 
     def broken(what: str) -> errors.Config:
         return errors.Config(f"tool {name} ({path}) is broken: {what}", hint=f"try: {path} describe")
@@ -109,7 +110,7 @@ def _describe(name: str, path: Path) -> ToolSpec:
             b"",
             env=toolchild.environment({}),
             cwd="/",
-            timeout_s=DESCRIBE_S,
+            timeout_s=describe_s,
             max_output_bytes=DESCRIPTION_BYTES,
             on_line=lambda line: "it printed more than one line",
             starts=toolchild.MAX_STARTS,
@@ -117,7 +118,7 @@ def _describe(name: str, path: Path) -> ToolSpec:
     except (toolchild.NotStarted, OSError) as error:
         raise broken(f"it cannot be started: {error}") from error
     if ended.timed_out:
-        raise broken(f"'describe' took more than {DESCRIBE_S:g} s")
+        raise broken(f"'describe' took more than {describe_s:g} s")
     if ended.fault or ended.exit_code or ended.last_line is None:
         raise broken(ended.fault or f"'describe' ended with {ended.exit_code} and {ended.last_line!r:.80}")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 
 from loom.spool import fs
@@ -32,13 +31,20 @@ def is_there(blobs: Path, digest: str) -> bool:
         return False
 
 
+def digest_of(data: bytes) -> str:
+    """The name of these bytes."""
+    from hashlib import sha256  # here, because most messages have no blobs
+
+    return sha256(data).hexdigest()
+
+
 def put(blobs: Path, data: bytes) -> str:
     """Store `data` durably and give its digest. Storing the same bytes again costs a look and two syncs.
 
     Nothing may refer to the blob yet, and gc may set it aside at this very moment: then it is found there, long enough
     for the caller to write down its reference.
     """
-    digest = sha256(data).hexdigest()
+    digest = digest_of(data)
     path = path_of(blobs, digest)
     try:
         fs.settle(path)
@@ -51,7 +57,7 @@ def put(blobs: Path, data: bytes) -> str:
 def get(blobs: Path, digest: str) -> bytes:
     """The bytes of a digest. Raises FileNotFoundError, and BlobDamaged when they are not what was stored."""
     data = _read(blobs, digest)
-    if sha256(data).hexdigest() != digest:
+    if digest_of(data) != digest:
         raise BlobDamaged(f"blob {digest} does not hold the bytes it is named after")
     return data
 

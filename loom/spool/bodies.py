@@ -9,7 +9,6 @@ A reader that knows nothing of the first still has a body that says where the re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from loom.wire import message as wire
 from loom.wire.chat import IMAGE_TYPES, MAX_IMAGES, Image
 from loom.wire.errors import BadInput
 from loom.wire.message import Message
+from loom.wire.record import replace
 
 FIELD = "body_blob"
 IMAGES = "images"

@@ -16,7 +16,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -372,6 +371,8 @@ def move(source: Path, target: Path) -> Moved:
     gone      there was no source
     """
     while True:
+        if is_unsynced(target.parent):  # whoever made it may have died: the file would go with it, from both places
+            ensure_dir(target.parent)
         try:
             calls.rename_noreplace(str(source), str(target))
             return "moved"
@@ -560,6 +561,8 @@ def copy_file(source: int, target: Path, mode: int, size: int) -> str:
     Not more than that: a file may grow while it is read, and some files of /proc have no end. A whole tree is synced
     at once by sync_tree.
     """
+    from hashlib import sha256  # here: it loads a library of a few megabytes, which few commands need
+
     digest = sha256()
     fd = calls.create(str(target), FILE_MODE)
     try:

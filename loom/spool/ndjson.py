@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +166,8 @@ def refuse_after_failure(failed: bool, path: Path) -> None:
 
 def keep_torn(path: Path, torn: bytes, offset: int) -> None:
     """Keep what is cut off an NDJSON file beside it; the same cut repeated after a crash is the same file."""
+    from hashlib import sha256  # here, because few files are torn
+
     target = path.with_name(f"{path.name}.torn.{offset}")
     if not fs.publish(target, torn) and fs.read(target) != torn:
         fs.publish(path.with_name(f"{target.name}.{sha256(torn).hexdigest()[:12]}"), torn)

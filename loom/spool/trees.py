@@ -90,7 +90,7 @@ def copy(source: Path, target: Path, without: Path | None = None) -> Manifest:
     try:
         _check_space(target, *_measure(fd, skipped))
         _copy_below(fd, target, "", manifest, total, skipped)
-    except OSError:
+    except (OSError, BadInput):
         fs.remove_tree(target)  # or it would keep the disk full until the next try
         raise
     finally:

@@ -20,7 +20,6 @@ not survive a power cut by itself: either the answer is published, or nothing ha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from loom.wire.chat import (
     request_to_json,
 )
 from loom.wire.jsontext import dumps, loads_object, too_deep
+from loom.wire.record import replace
 from loom.wire.turn import Step
 
 MAX_DEATHS = 3

@@ -7,7 +7,6 @@ docs/protocol.md section 2; test vectors in docs/vectors.json.
 from __future__ import annotations
 
 import re
-from hashlib import sha256
 
 from loom.wire.errors import Usage
 
@@ -133,6 +132,8 @@ def reply_stem(agent: str, request: str, attempt: int = 0, part: int = 0) -> str
     The reply itself is part 0, its parts are 1…n. Anyone can compute it, so an answer that is already
     there is found by name, and a second one cannot be published beside it.
     """
+    from hashlib import sha256  # here, because a filter names no reply
+
     seed = f"loom1\0reply\0{agent}\0{request}\0{attempt}\0{part}".encode()
     ts_ms = time_of(request)
     return f"{request[:13]}-{encode_ulid(ts_ms, sha256(seed).digest()[:10])}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from loom.wire import ids
 from loom.wire.jsontext import MAX_DEPTH, Malformed, dumps, loads_object, too_deep
-from loom.wire.record import field, record
+from loom.wire.record import field, record, replace
 
 VERSION = 1
 MAX_BYTES = 1 << 20

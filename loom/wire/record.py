@@ -4,7 +4,7 @@ A filter defines some forty of them before it can ask its question. `dataclasses
 each, a third of a millisecond apiece; here equality, hash and repr are three functions that all records share, and the
 one that differs, `__init__`, is compiled when the first instance is made (ADR-0018).
 
-`dataclasses.replace`, `asdict` and `fields` work on records.
+`dataclasses.asdict` and `fields` work on records, and `dataclasses.replace`; `replace` here loads nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ def record(*, frozen: bool = True) -> Callable[[type[T]], type[T]]: ...
 def record(cls: type[Any] | None = None, *, frozen: bool = True) -> Any:
     """Make a class with annotated fields a record; not `frozen`: its fields may be assigned, and it has no hash."""
     return (lambda given: _made(given, frozen)) if cls is None else _made(cls, frozen)
+
+
+def replace(one: T, /, **changes: Any) -> T:
+    """The same record with some fields changed, made anew."""
+    known: Any = one
+    return type(one)(**{name: getattr(one, name) for name in known.__record__} | changes)
 
 
 class _Fields:

@@ -6,7 +6,6 @@ with the nearest right word.
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
 from math import inf
@@ -100,6 +99,8 @@ def check(key: str, value: Any, where: str) -> Any:
     """The value of one key, of the row's type. Raises Config naming `where`, the key and what was expected."""
     row = row_of(key)
     if row is None:
+        import difflib  # here, because most settings exist
+
         close = difflib.get_close_matches(key[:200], [s.key for s in TABLE], 1, 0.5)
         hint = f"did you mean {close[0]!r}?" if close else "all settings: loom config"
         raise Config(f"{where}: there is no setting {_shown(key)}", hint=hint)

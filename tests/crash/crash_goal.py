@@ -291,12 +291,10 @@ def events(root: Path) -> list[Event]:
     return list(goals.events(home, home.goal(GOAL)))
 
 
-def _check(root: Path) -> None:
+def ended_once(root: Path) -> list[Event]:
+    """The journal of a goal that has ended and landed, in which every order, report and commit stands once."""
     home = Home(root / "home")
     goal = home.goal(GOAL)
-    tidy(home.path)
-    lines_whole(home.path)
-    plain_files(home.agents)
     assert journal.audit(goal.journal, home.blobs, home.head(GOAL)) == []
     happened = events(root)
     state = reducing.fold(happened)
@@ -307,6 +305,15 @@ def _check(root: Path) -> None:
     _once(happened, "subtask.applied", "subtask")
     causes = Counter(e.cause for e in happened if not e.cause.startswith("seq:"))
     assert set(causes.values()) == {1}, f"a file caused two events: {causes}"
+    return happened
+
+
+def _check(root: Path) -> None:
+    home = Home(root / "home")
+    tidy(home.path)
+    lines_whole(home.path)
+    plain_files(home.agents)
+    happened = ended_once(root)
     dispatched = {e.data["name"] for e in happened if e.type == "order.dispatched"}
     asked = {a["stem"] for a in noted(root, "asked")}
     assert asked <= dispatched, f"worked on orders the journal does not know: {asked - dispatched}"

@@ -7,18 +7,18 @@ all workflows, histories in which a killed process was started again before the 
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import power
 import pytest
 import results
 from crash_cases import Box, letter, mailbox
 from harness import Case, note, noted
-from power import MODELS, Cuts, Explorer, Recorder, Workflow, record, states
+from power import Explorer, Report, Workflow
 from power_cases import WORKFLOWS
+from power_disk import MODELS, Cuts, states
+from power_record import Recorder, record
 from support import scratch
 
 import loom
@@ -64,7 +64,7 @@ UNRECORDED = {
 }
 
 
-def _explored(explorer: Explorer, at_most: int) -> power.Report:
+def _explored(explorer: Explorer, at_most: int) -> Report:
     report = explorer.explore(at_most=at_most)
     print(report.line())
     assert not report.failures, "\n".join([report.line(), *report.failures[:3]])
@@ -90,6 +90,12 @@ def test_a_kill_a_restart_and_then_a_power_cut_lose_nothing(name: str):
         _explored(explorer, 3)
 
 
+def test_a_message_moved_into_a_directory_that_a_killed_process_made_stays():
+    with Explorer(NAMED["work"], SEED) as explorer:
+        explorer.record_kills(behind="mailbox:acknowledge move/mkdir")
+        _explored(explorer, 60)
+
+
 @pytest.mark.parametrize("name", ["send", "by hand", "blobs", "heads", "router"])
 def test_a_sync_that_is_left_out_is_found(name: str):
     with Explorer(NAMED[name], SEED) as explorer:
@@ -107,38 +113,60 @@ BLIND = {
 }
 
 
+class Everything:
+    """The explorers of the whole proof, which remember what they have tried, and what they reported."""
+
+    def __init__(self) -> None:
+        self.explorers: dict[str, Explorer] = {}
+        self.reports: list[Report] = []
+
+
+@pytest.fixture(scope="module")
+def everything() -> Iterator[Everything]:
+    found = Everything()
+    yield found
+    for explorer in found.explorers.values():
+        explorer.__exit__()
+
+
 @pytest.mark.full
 @pytest.mark.timeout(7200)
-def test_every_state_of_every_workflow_and_every_sync_of_the_package():
-    with contextlib.ExitStack() as stack:
-        explorers = [stack.enter_context(Explorer(workflow, SEED)) for workflow in WORKFLOWS]
-        reports = []
-        for explorer in explorers:
-            reports.append(_explored(explorer, 800))
-            if explorer.workflow.kills:
-                explorer.record_kills(24)
-                reports.append(_explored(explorer, 40))
-        sites = sorted({site for explorer in explorers for site in explorer.sites()})
-        blind = [
-            site for site in sites if not any(e.without(site, at_most=400) for e in explorers if site in e.sites())
-        ]
-        assert set(blind) == set(JUSTIFIED), (
-            f"removed and not found: {sorted(set(blind) - set(JUSTIFIED))}; "
-            f"justified and found: {sorted(set(JUSTIFIED) - set(blind))}"
-        )
-        tried = sum(report.tried for report in reports)
-        distinct = {m: sum(len(explorer.seen[m]) for explorer in explorers) for m in MODELS}
-        results.note(
-            "power loss",
-            SEED,
-            workflows=len(WORKFLOWS),
-            states=sum(distinct.values()),
-            **distinct,
-            recovered=tried,
-            violations=0,
-            syncs_removed=len(sites),
-            found=len(sites) - len(blind),
-        )
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
+def test_every_state_of_a_workflow(workflow: Workflow, everything: Everything):
+    """Each state that a cut in the workflow may leave; behind a kill and a restart, a drawn part of them."""
+    explorer = everything.explorers[workflow.name] = Explorer(workflow, SEED)
+    everything.reports.append(_explored(explorer, 0))
+    if workflow.kills:
+        explorer.record_kills(24)
+        everything.reports.append(_explored(explorer, 40))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(7200)
+def test_every_sync_of_the_package_is_found_when_it_is_left_out(everything: Everything):
+    """Only after the tests above: what was tried there is not tried again."""
+    explorers = everything.explorers.values()
+    if everything.explorers.keys() < NAMED.keys():
+        pytest.skip("only a part of the workflows was explored")
+    sites = sorted({site for explorer in explorers for site in explorer.sites()})
+    blind = [site for site in sites if not any(e.without(site, at_most=400) for e in explorers if site in e.sites())]
+    assert set(blind) == set(JUSTIFIED), (
+        f"removed and not found: {sorted(set(blind) - set(JUSTIFIED))}; "
+        f"justified and found: {sorted(set(JUSTIFIED) - set(blind))}"
+    )
+    distinct = {m: sum(len(explorer.seen[m]) for explorer in explorers) for m in MODELS}
+    results.note(
+        "power loss",
+        SEED,
+        workflows=len(WORKFLOWS),
+        histories=sum(len(explorer.records) for explorer in explorers),
+        states=sum(distinct.values()),
+        **distinct,
+        recovered=sum(report.tried for report in everything.reports),
+        violations=0,
+        syncs_removed=len(sites),
+        found=len(sites) - len(blind),
+    )
 
 
 # -- the explorer itself ---------------------------------------------------------------------------------------

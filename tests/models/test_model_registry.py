@@ -237,7 +237,10 @@ HEAVY = ("http.client", "ssl", "socket", "json", "subprocess", "urllib.parse", "
             "check_model('llama3', ModelContext(env={}))",
             ("http.client", "ssl", "socket", "json", "subprocess", "difflib", "httpx"),
         ),
-        ("import loom.models.openai", ("httpx", "orjson", "asyncio", "subprocess", "yaml")),
+        (
+            "import loom.models.openai",
+            ("http.client", "email", "ssl", "httpx", "orjson", "asyncio", "subprocess", "yaml"),
+        ),
     ],
 )
 def test_only_what_was_chosen_is_loaded(code, absent):

@@ -196,11 +196,10 @@ def test_the_second_death_in_a_row_is_told(far: FarSide):
     assert connections(far) == [0, 0, 1]
 
 
-def test_a_connection_that_rested_long_is_not_used(far: FarSide, monkeypatch: pytest.MonkeyPatch):
+def test_a_connection_that_rested_long_is_not_used(far: FarSide):
     far.answers += [[sized()]] * 2
-    asking = model(far)
+    asking = model(far, Timeouts(kept_s=0.0))
     said(asking)
-    monkeypatch.setattr(transport, "KEPT_S", 0.0)
     said(asking)
     assert connections(far) == [0, 1]
 

@@ -89,11 +89,10 @@ def test_a_broken_tool_is_a_matter_of_configuration(text, says, tmp_path):
     assert str(tmp_path / "t") in caught.value.line()
 
 
-def test_a_tool_that_does_not_describe_itself_in_time_is_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(toolbox, "DESCRIBE_S", 0.2)
+def test_a_tool_that_does_not_describe_itself_in_time_is_broken(tmp_path):
     describing(tmp_path, "t", SH + "exec sleep 1000")
     with pytest.raises(errors.Config, match="took more than"):
-        find_tools(["t"], [tmp_path])
+        find_tools(["t"], [tmp_path], describe_s=0.2)
 
 
 def test_what_may_not_be_executed_is_named_with_the_remedy(tmp_path):

@@ -156,10 +156,12 @@ def test_a_copy_needs_a_source_and_has_limits(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(trees, "MAX_FILES", 2)
     with pytest.raises(BadInput):
         trees.copy(source, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
     monkeypatch.setattr(trees, "MAX_FILES", 3)
     monkeypatch.setattr(trees, "MAX_BYTES", 6)
     with pytest.raises(BadInput):
         trees.copy(source, tmp_path / "t2")
+    assert not (tmp_path / "t2").exists()
 
 
 def test_a_copy_leaves_out_where_it_is_being_made_and_what_it_is_told_to(tmp_path: Path):

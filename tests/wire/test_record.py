@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loom.wire.record import field, record
+from loom.wire.record import field, record, replace
 
 
 @record
@@ -64,6 +64,7 @@ def test_equality_repr_and_replace_are_those_of_a_dataclass(one, other):
     assert repr(a) == repr(pa).replace("Peer", "Point")
     assert dataclasses.asdict(a) == dataclasses.asdict(pa)
     changed = dataclasses.replace(a, y=other[1])
+    assert replace(a, y=other[1]) == changed
     assert dataclasses.asdict(changed) == dataclasses.asdict(dataclasses.replace(pa, y=other[1]))
     assert [f.name for f in dataclasses.fields(a)] == [f.name for f in dataclasses.fields(pa)]
 
