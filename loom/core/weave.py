@@ -220,14 +220,18 @@ class _Parser:
     def _limits(self, node: Node, what: str) -> Limits:
         read, keys = self.read, self.read.mapping(node, what, LIMITS)
         given: dict[str, Any] = {}
-        for name in ("memory", "disk"):
+        for name, least in (("memory", 32 << 20), ("disk", 64 << 10)):
+            if name in keys and (size := read.size_bytes(keys[name], f"{what}.{name}")) < least:
+                raise read.fault(keys[name].line, f"{what}.{name} is too little: at least {least >> 10}K")
             if name in keys:
-                given[f"{name}_bytes"] = read.size_bytes(keys[name], f"{what}.{name}")
+                given[name] = size
         if "cpu" in keys:
             given["cpu_s"] = read.duration_s(keys["cpu"], f"{what}.cpu")
-        for name in ("files", "processes"):
+            if given["cpu_s"] < 0.1:
+                raise read.fault(keys["cpu"].line, f"{what}.cpu is too little: at least 100ms")
+        for name, least in (("files", 32), ("processes", 1)):
             if name in keys:
-                given[name] = read.count(keys[name], f"{what}.{name}")
+                given[name] = read.count(keys[name], f"{what}.{name}", least)
         return Limits(**given)
 
     def _env(self, node: Node, what: str) -> dict[str, str]:

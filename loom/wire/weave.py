@@ -55,13 +55,16 @@ EXPRESSIONS: Mapping[str, str] = {"buffer": "until", "dedupe": "key", "accumulat
 
 @record
 class Limits:
-    """What an agent may use at most; None: whatever the machine has."""
+    """What an agent may use at most, as it stands in agent.json; None: whatever the machine has.
 
-    memory_bytes: int | None = None
+    memory, disk  bytes
+    """
+
+    memory: int | None = None
     cpu_s: float | None = None
     files: int | None = None
     processes: int | None = None
-    disk_bytes: int | None = None
+    disk: int | None = None
 
 
 @record

@@ -127,6 +127,9 @@ A = "{name: a, model: m}"
     (HEAD + "  - {name: a, model: m, restart: {max: 1y}}\n", 3, "expected a duration"),
     (HEAD + "  - {name: a, model: m, restart: {limit: 1.5}}\n", 3, "whole number"),
     (HEAD + "  - {name: a, model: m, limits: {memory: 512}}\n", 3, "expected a size such as 512M"),
+    (HEAD + "  - {name: a, model: m, limits: {memory: 31M}}\n", 3, "limits.memory is too little: at least 32768K"),
+    (HEAD + "  - {name: a, model: m, limits: {cpu: 10ms}}\n", 3, "limits.cpu is too little: at least 100ms"),
+    (HEAD + "  - {name: a, model: m, limits: {files: 3}}\n", 3, "files is 3, expected a whole number of at least 32"),
     (HEAD + "  - {name: a, model: m, limits: {memroy: 1G}}\n", 3, "did you mean 'memory'?"),
     (HEAD + "  - {name: a, model: m, env: {K: [1]}}\n", 3, "K is no text"),
     (HEAD + "  - {name: a, model: m, env: {K: '${NOT_THERE}'}}\n", 3, "the variable NOT_THERE is not set"),
@@ -221,7 +224,7 @@ def test_a_circle_is_found_when_there_is_one_and_is_one(edges: list[tuple[str, s
     (A, "{name: a, model: m, system: s}", False),
     (A, "{name: a, model: m, restart: always}", True),
     (A, "{name: a, model: m, restart: never}", False),
-    (A, "{name: a, model: m, limits: {files: 3}}", False),
+    (A, "{name: a, model: m, limits: {files: 33}}", False),
     (A, "{name: a, model: m, scale: to-zero}", False),
 ])  # fmt: skip
 def test_an_agent_is_another_when_anything_of_it_is(before: str, after: str, same: bool):
