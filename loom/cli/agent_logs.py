@@ -38,7 +38,8 @@ _LOOK_S = 0.25  # where changes cannot be watched
 def cli(name: str, follow: bool, lines: int | None, since: str | None, as_json: bool) -> None:
     """Print the log of agent NAME, or of the filters that ran under this name."""
     home = look_into_home()
-    ids.check_agent(name, reserved_ok=True)
+    if not ids.is_instance(name):
+        ids.check_agent(name, reserved_ok=True)
     directory = home.agent(name).logs
     if not directory.is_dir():
         agents.find(home, name)

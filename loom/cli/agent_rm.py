@@ -7,7 +7,7 @@ import time
 
 import click
 
-from loom.cli import printing
+from loom.cli import printing, weaving
 from loom.cli.agent_stop import WAIT_S, take_down, wait_gone
 from loom.cli.homes import is_reserved, open_home
 from loom.spool import agents, fs, locks, wake
@@ -35,6 +35,8 @@ def cli(name: str, force: bool) -> None:
             raise TryLater(
                 f"{name} has mail, which would be lost", hint=f"look with: loom agent show {name}; or add --force"
             )
+        if any(name in (route.source, route.to) for route in weaving.routes(home)):
+            raise TryLater(f"a route leads to it or from {name}", hint="see: loom routes; or add --force")
     if agent.spec.exists():
         take_down(home, agent)
         wait_gone(agent, time.monotonic() + WAIT_S, WAIT_S)

@@ -23,11 +23,11 @@ def start(o: Options) -> int:
     """Make the agent, or say that it is there; see that it runs. The exit status."""
     home, loaded = open_and_load()
     base, base_prompt = existing(home, o.name)
-    spec, prompt = _settled(home, loaded, spec_of(o, base, loaded["model"])), system_of(o, base_prompt)
+    spec, prompt = settled(home, loaded, spec_of(o, base, loaded["model"])), system_of(o, base_prompt)
     changed = base is not None and _difference(base, base_prompt, spec, prompt)
     if changed and not o.replace:
         raise Usage(f"agent {o.name} exists with {changed}", hint="to give it the new settings, add --replace")
-    _check(home, loaded, spec)
+    check(home, loaded, spec)
     directory = home.agent(o.name)
     if base is None or changed:
         agents.create(home, spec, prompt, "up")
@@ -51,13 +51,13 @@ def _runs(agent: AgentDir) -> bool:
     return agents.read_want(agent) == "up" and locks.holder(agent.lock) is not None
 
 
-def _settled(home: Home, loaded: Loaded, spec: AgentSpec) -> AgentSpec:
+def settled(home: Home, loaded: Loaded, spec: AgentSpec) -> AgentSpec:
     """The spec with nothing left that depends on the caller's directory or environment, keys excepted."""
     model, env = model_names.settle(home, loaded, spec.model, spec.env)
     return replace(spec, model=model, env={**env, **spec.env})
 
 
-def _check(home: Home, loaded: Loaded, spec: AgentSpec) -> None:
+def check(home: Home, loaded: Loaded, spec: AgentSpec) -> None:
     """Raise what would keep the runner from working: it has the supervisor's environment, not the caller's."""
     directory = home.agent(spec.name)
     model_names.check(home, loaded, spec.model, spec.env, str(directory.path))

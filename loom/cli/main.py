@@ -34,6 +34,18 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
         },
     ),
     (
+        "Weaves",
+        {
+            "up": ("loom.cli.up:up", "bring up the agents, pipes and routes of a loom.yml"),
+            "down": ("loom.cli.up:down", "stop them; all they have stays"),
+            "route": ("loom.cli.routes:route", "have an agent hear another"),
+            "unroute": ("loom.cli.routes:unroute", "end a route"),
+            "routes": ("loom.cli.routes:routes", "list the routes and what went along them"),
+            "pipe": ("loom.cli.pipes:pipe", "make a chain of operators for routes to lead through"),
+            "pipes": ("loom.cli.pipes:pipes", "list the pipes and what they hold"),
+        },
+    ),
+    (
         "Machine room",
         {
             "supervisor": ("loom.cli.supervisor", "run, ask, reload or stop the supervisor"),
@@ -52,12 +64,12 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
 # Words that are taken: what they will mean stands in docs/cli.md.
 PLANNED = frozenset(
     (
-        *("up", "down", "route", "unroute", "routes", "pipe", "pipes", "why", "top", "trace", "search", "playbook"),
+        *("why", "top", "trace", "search", "playbook"),
         *("skill", "tool", "policy", "serve", "mcp-serve", "tui", "bot", "demo"),
     )
 )
 
-GROUPED = frozenset(("goal", "agent", "supervisor", "secret", "schedule"))  # whose first argument is a command too
+GROUPED = frozenset(("goal", "agent", "supervisor", "secret", "schedule", "pipe"))  # whose first argument is a command
 COMMANDS = {name: entry for _, commands in GROUPS for name, entry in commands.items()}
 
 USAGE = """\

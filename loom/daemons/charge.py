@@ -299,15 +299,14 @@ def signal_name(number: int | None) -> str | None:
 def _token(path: Path) -> str:
     """Changes whenever the file is replaced or rewritten; empty when there is none."""
     try:
-        found = os.lstat(path)
+        return fs.token(path)
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
 
 
 def shared_token(home: Home) -> str:
     """Changes with what every agent's configuration may depend on."""
-    return f"{_token(home.config)} {_token(home.secrets)}"
+    return f"{_token(home.config)} {_token(home.secrets)} {_token(home.routes)}"
 
 
 def _digest(agent: AgentDir) -> str:

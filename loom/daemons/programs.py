@@ -22,6 +22,7 @@ RUNNERS: dict[str, str] = {
     "verifier": "loom.daemons.runner:serve_verifier",
     "keeper": "loom.daemons.keeper:serve_keeper",
     "router": "loom.daemons.router:serve_router",
+    "pipe": "loom.daemons.pipe:serve_pipe",
 }
 
 # What runners import when they first need it. Imported before the first fork it is shared and costs a child nothing.
@@ -89,7 +90,7 @@ def main(name: str, argv: Sequence[str]) -> int:
         print(f"usage: {name} AGENT_DIR [--drain]", file=sys.stderr)
         return exits.USAGE
     place = Path(places[0]).absolute()
-    if not ids.is_agent(place.name) or not (place / "agent.json").is_file():
+    if not ids.is_mailbox(place.name) or not (place / "agent.json").is_file():
         print(f"loom: {places[0]} is no agent's directory: it holds no agent.json", file=sys.stderr)
         return exits.NOT_FOUND
     try:

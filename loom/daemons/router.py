@@ -18,7 +18,7 @@ from loom.daemons import service
 from loom.daemons.goalkeeping import Goal
 from loom.daemons.router_sights import RouterSights
 from loom.daemons.service import Agent
-from loom.spool import agents, config, fs, goals, journal, mailbox, wake
+from loom.spool import agents, config, fs, goals, journal, mailbox, tally, wake
 from loom.spool.layout import AgentDir
 from loom.spool.locks import Incarnation
 from loom.wire import agent as agent_wire
@@ -46,12 +46,15 @@ def serve_router(agent_dir: Path, drain: bool = False) -> int:
 
 @record
 class _Taken:
-    """A message from an outbox, not yet delivered: to `targets`, as the messages (name, bytes) of `mail`."""
+    """A message from an outbox, not yet delivered: `mail` are the messages it becomes, as (target, name, bytes)."""
 
     box: AgentDir
     stem: str
-    targets: tuple[str, ...]
-    mail: tuple[tuple[str, bytes], ...]
+    mail: tuple[tuple[str, str, bytes], ...]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(target for target, _, _ in self.mail))
 
 
 class Router:
@@ -73,6 +76,9 @@ class Router:
         self._taken: list[_Taken] = []
         self._next_sweep_s = 0.0
         self._blind = False  # it has been told that not everything can be watched
+        self._known_routes: routing.Routes = {}
+        self._routes_token = ""
+        self._tally = tally.Tally(agent.dir)
 
     def close(self) -> None:
         for goal in self.goals.values():
@@ -127,6 +133,7 @@ class Router:
         for name in self._outboxes(full):
             self._route_outbox(self.home.agent(name))
         self._deliver()
+        self._tally.write()
         for name, goal in list(self.goals.items()):
             for odd in goals.odd_controls(goal.dir):
                 self._tell_once("odd_entry", goal.dir.control / odd, goal=name)
@@ -249,17 +256,18 @@ class Router:
     def _forward(self, box: AgentDir, stem: str, message: Message, raw: bytes) -> None:
         """Take a message up for delivery: to each target under the same name, part by part."""
         try:
-            mail = [(stem, raw)]
+            messages = [(stem, message, raw)]
             if message.parts is not None:
-                mail = [(name, message_wire.encode(part)) for name, part in message_wire.split_parts(stem, message)]
-            targets = [t for t in routing.targets(self._routes(), message) if t != "user"]  # a person reads the outbox
-            for target in targets:
-                if not ids.is_agent(target) or not self.home.agent(target).spec.exists():
+                parts = message_wire.split_parts(stem, message)
+                messages = [(name, part, message_wire.encode(part)) for name, part in parts]
+            mail = [(to, name, data) for name, one, data in messages for to in self._targets(one)]
+            for target in {target for target, _, _ in mail}:
+                if not ids.is_mailbox(target) or not self.home.agent(target).spec.exists():
                     raise Unreadable("no_target", f"there is no agent {ascii(target)[:80]}")
         except Unreadable as error:
             self._refuse(box, stem, error)
             return
-        self._taken.append(_Taken(box, stem, tuple(targets), tuple(mail)))
+        self._taken.append(_Taken(box, stem, tuple(mail)))
         if len(self._taken) >= BATCH:
             self._deliver()
 
@@ -275,11 +283,12 @@ class Router:
             self._unless_unmovable(one, lambda one=one: mailbox.mark_sent(one.box, one.stem))  # type: ignore[misc]
             for target in one.targets:
                 self.agent.log.info("routed", message=one.stem, source=one.box.name, target=target)
+                self._tally.count(one.box.name, target)
         for target in dict.fromkeys(target for one in sent for target in one.targets):
             wake.ring_agent(self.home.wake, target)
 
     def _mail_of(self, one: _Taken) -> list[tuple[AgentDir, str, bytes]]:
-        return [(self.home.agent(target), stem, data) for target in one.targets for stem, data in one.mail]
+        return [(self.home.agent(target), stem, data) for target, stem, data in one.mail]
 
     def _delivers_alone(self, one: _Taken) -> bool:
         """Deliver one message; False when it had to be refused."""
@@ -302,9 +311,18 @@ class Router:
         mailbox.refuse(box, f"{stem}.msg", error.reason, str(error))
         self.agent.log.error("refused", message=stem, outbox=box.name, reason=error.reason, error=str(error))
 
+    def _targets(self, message: Message) -> list[str]:
+        """Who gets it; not `user`, who reads the outbox."""
+        return [target for target in routing.targets(self._routes(), message) if target != "user"]
+
     def _routes(self) -> routing.Routes:
+        """routes.json as it is now. Raises Config when it cannot be followed."""
         try:
-            return routing.decode(loads_object(fs.read(self.home.routes, 16 << 20)), str(self.home.routes))
+            token = fs.token(self.home.routes)
+            if token != self._routes_token:
+                raw = loads_object(fs.read(self.home.routes, 16 << 20))
+                self._known_routes, self._routes_token = routing.decode(raw, str(self.home.routes)), token
+            return self._known_routes
         except FileNotFoundError:
             return {}
         except (Malformed, fs.NotRegular, fs.TooLarge, Config) as error:

@@ -1,6 +1,6 @@
-"""What the router hears of changes in the home: one inotify instance over agents/, each outbox, goals/ and control/.
+"""What the router hears of changes in the home: one inotify over agents/, pipes/, each outbox, goals/, control/.
 
-A directory of agents/ is itself watched for as long as it has no outbox, so that agents made later, and those made
+A directory of agents/ or pipes/ is itself watched for as long as it has no outbox, so that those made later, or made
 anew under an old name, are heard like the others. Only a courtesy: without inotify (no instances or watches left) the
 router looks everywhere more often.
 """
@@ -40,6 +40,7 @@ class RouterSights:
         except OSError as error:
             self._give_up(error)
         self._add(("agents", ""), home.agents, watch.ARRIVALS)
+        self._add(("agents", ""), home.pipes, watch.ARRIVALS)
         self._add(("goals", ""), home.goals, watch.ARRIVALS)
 
     @property
@@ -48,13 +49,14 @@ class RouterSights:
 
     def watch_agents(self) -> None:
         """Watch all that are there; nothing happens for an outbox that is watched already."""
-        try:
-            found = os.listdir(self._home.agents)
-        except FileNotFoundError:
-            return
-        for name in found:
-            if ids.is_agent(name) and name not in self._outboxes:
-                self._watch_agent(name)
+        for directory in (self._home.agents, self._home.pipes):
+            try:
+                found = os.listdir(directory)
+            except FileNotFoundError:
+                continue
+            for name in found:
+                if ids.is_mailbox(name) and name not in self._outboxes:
+                    self._watch_agent(name)
 
     def watch_goal(self, goal: str) -> None:
         self._add(("control", goal), self._home.goal(goal).control, watch.ARRIVALS)
@@ -114,7 +116,7 @@ class RouterSights:
             news.outboxes.add(name)
         else:  # an agent, or its outbox, came or went
             name = name or event.name
-            if ids.is_agent(name):
+            if ids.is_mailbox(name):
                 self._watch_agent(name)
                 news.outboxes.add(name)  # what arrived before the watch was there
 

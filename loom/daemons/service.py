@@ -36,12 +36,16 @@ ALONE_FD = "LOOM_ALONE_FD"
 
 @record
 class Done:
-    """What a worker made of a message. `said` are the conversation's lines, empty when there is no conversation."""
+    """What a worker made of a message. `said` are the conversation's lines, empty when there is no conversation.
+
+    parts   several outputs in one reply, or none; None: the body is the only one
+    """
 
     body: str
     data: Mapping[str, Any] | None = None
     said: tuple[tuple[str, str], ...] = ()
     thread: threads.Thread | None = None
+    parts: tuple[str, ...] | None = None
 
 
 class Worker(Protocol):
@@ -194,6 +198,7 @@ class MailboxLoop:
         while True:
             self.agent.stopping.check()
             wake.drain(self.bell)
+            self.on_time()
             if self.inbox.waiting():
                 self._show("running")  # before the claim: where this cannot be written, mail stays where it is
             claimed = self.inbox.claim()
@@ -211,9 +216,15 @@ class MailboxLoop:
             if left_s is not None and left_s <= 0:
                 return exits.DONE
             self._mend_bell()
-            self.alone.wait(
-                self.agent.stopping, LOOK_ANYWAY_S if left_s is None else min(left_s, LOOK_ANYWAY_S), [self.bell]
-            )
+            limits_s = (LOOK_ANYWAY_S, left_s, self.next_s())
+            self.alone.wait(self.agent.stopping, min(s for s in limits_s if s is not None), [self.bell])
+
+    def on_time(self) -> None:
+        """For a loop that has something to do by the clock as well: do what is due."""
+
+    def next_s(self) -> float | None:
+        """In how many seconds the next is due; None: nothing is."""
+        return None
 
     def _mend_bell(self) -> None:
         """A FIFO that was removed, by somebody who cleaned up `run/`, is made again."""
@@ -293,6 +304,8 @@ class MailboxLoop:
 
     def _answer(self, claimed: Claimed, attempt: int, done: Done, began_us: int) -> None:
         fields = self._signed(claimed, done.data, began_us)
+        if done.parts is not None:
+            fields["parts"] = done.parts
         stem, reply = wire.reply_to(
             claimed.message, claimed.stem, self.agent.dir.name, attempt, done.body, _now_ms(), **fields
         )

@@ -1,4 +1,4 @@
-"""What the supervisor hears of changes in the home: one inotify instance over agents/, each agent and each inbox.
+"""What the supervisor hears of changes in the home: one inotify instance over agents/, pipes/, each agent, each inbox.
 
 Only a courtesy: without inotify (no instances or watches left) the supervisor looks everywhere more often.
 """
@@ -14,8 +14,8 @@ from loom.wire.record import field, record
 _HERE = Home(Path())
 _AGENT = _HERE.agent("a")
 _DECIDING = (_AGENT.want.name, _AGENT.spec.name, _AGENT.prompt.name)
-_SETTINGS = (_HERE.config.name, _HERE.secrets.name)
-_AGENTS, _HOME, _SECRETS = ("agents", ""), ("home", ""), ("secrets", "")
+_SETTINGS = (_HERE.config.name, _HERE.secrets.name, _HERE.routes.name)
+_AGENTS, _PIPES, _HOME, _SECRETS = ("agents", ""), ("agents", "pipes"), ("home", ""), ("secrets", "")
 
 
 @record(frozen=False)
@@ -48,8 +48,9 @@ class Sights:
         return -1 if self._watch is None else self._watch.fd
 
     def watch_home(self) -> None:
-        """Also again later: secrets/ need not exist from the start."""
-        self._add(_AGENTS, self._home.agents, watch.ARRIVALS | watch.DELETED | watch.MOVED_FROM)
+        """Also again later: secrets/ and pipes/ need not exist from the start."""
+        for key, directory in ((_AGENTS, self._home.agents), (_PIPES, self._home.pipes)):
+            self._add(key, directory, watch.ARRIVALS | watch.DELETED | watch.MOVED_FROM)
         self._add(_HOME, self._home.path, watch.REPLACED | watch.CREATED)
         self._add(_SECRETS, self._home.secrets, watch.REPLACED | watch.DELETED)
 
@@ -106,6 +107,8 @@ class Sights:
                 news.everywhere = True
         elif kind == "secrets" or name in _SETTINGS:
             news.settings = True
+        elif name == _HERE.pipes.name:
+            news.everywhere = True
 
     def close(self) -> None:
         if self._watch is not None:

@@ -58,8 +58,9 @@ class Ward:
 
     def find(self) -> list[Charge]:
         """Take in new directories; returns all charges. Those whose directory is gone are looked at a last time."""
-        with os.scandir(self._home.agents) as entries:
-            names = {e.name for e in entries if ids.is_agent(e.name) and e.is_dir(follow_symlinks=False)}
+        names = _directories(self._home.agents, ids.is_agent)
+        if self._home.pipes.is_dir():
+            names |= _directories(self._home.pipes, ids.is_instance)
         for name in names - self.charges.keys():
             self.charges[name] = Charge(self._home, name)
             self.dirty.add(name)
@@ -264,6 +265,11 @@ def _was_sent_away(wanted: core.Wanted, seen: core.Seen, exit_: core.Exit) -> bo
     return seen.term_s is not None or (
         core.restarting(wanted, seen) and exit_.signal in (signal.SIGTERM, signal.SIGKILL)
     )
+
+
+def _directories(path: Path, is_name: Callable[[str], bool]) -> set[str]:
+    with os.scandir(path) as entries:
+        return {e.name for e in entries if is_name(e.name) and e.is_dir(follow_symlinks=False)}
 
 
 def _is_there(path: Path) -> bool:

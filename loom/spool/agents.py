@@ -64,12 +64,21 @@ def _change_both(agent: AgentDir, spec: AgentSpec, prompt: str) -> None:
 
 
 def names(home: Home) -> list[str]:
-    """All agents, in name order; what is no agent's directory is left out."""
+    """All agents, in name order, then all instances of pipes; what is neither's directory is left out."""
+    found = [name for name in _listed(home.agents) if ids.is_agent(name)]
+    return [name for name in found + instances(home) if home.agent(name).spec.exists()]
+
+
+def instances(home: Home) -> list[str]:
+    """Directories of pipes' instances, in name order."""
+    return [name for name in _listed(home.pipes) if ids.is_instance(name)]
+
+
+def _listed(directory: Path) -> list[str]:
     try:
-        found = os.listdir(home.agents)
+        return sorted(os.listdir(directory))
     except FileNotFoundError:
         return []
-    return sorted(n for n in found if ids.is_agent(n) and (home.agents / n / "agent.json").exists())
 
 
 def nearest(home: Home, name: str) -> str:
@@ -82,7 +91,8 @@ def nearest(home: Home, name: str) -> str:
 
 def find(home: Home, name: str) -> AgentDir:
     """The directory of an agent that exists. Raises Usage for an invalid name, NotFound for an unknown one."""
-    ids.check_agent(name, reserved_ok=True)
+    if not ids.is_instance(name):
+        ids.check_agent(name, reserved_ok=True)
     agent = home.agent(name)
     if not agent.spec.exists():
         raise NotFound(f"there is no agent {name!r} in {home.path}", hint=nearest(home, name))

@@ -79,12 +79,24 @@ def _everything(run: Check) -> Findings:
             yield person(path, "is no agent", "move it away")
         else:
             yield from guarded(path, check_agent(run, home.agent(name)))
+    yield from guarded(home.pipes, _pipes(run))
     for name in fs.names(home.filters):
         if name != TMP and not (ids.is_stem(name) and _is_directory(home.filters / name)):
             yield person(home.filters / name, "is no filter", "move it away")
     yield from check_goals(run)
     yield from _blobs(run)
     yield from _archives(run)
+
+
+def _pipes(run: Check) -> Findings:
+    for name in fs.names(run.home.pipes):
+        path = run.home.pipes / name
+        if name == TMP or (ids.is_agent(name) and path.is_dir() and not path.is_symlink()):
+            continue
+        if not ids.is_instance(name) or path.is_symlink() or not path.is_dir():
+            yield person(path, "is no pipe", "move it away")
+        else:
+            yield from guarded(path, check_agent(run, run.home.agent(name)))
 
 
 def _boot(run: Check) -> Findings:

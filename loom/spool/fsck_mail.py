@@ -26,10 +26,11 @@ from loom.wire.message import MAX_ATTEMPTS, Message, Unreadable
 from loom.wire.times import day_of, rfc3339
 
 _FILES = frozenset(
-    ("agent.json", "prompt.md", "want", "status", "pid", "model", "started_at", "stopped_at", "last_exit", "lock")
-)
+    ("agent.json", "prompt.md", "want", "status", "pid", "model", "started_at", "stopped_at", "last_exit", "lock",
+     "routed.json")
+)  # fmt: skip
 _DIRECTORIES = frozenset(
-    ("inbox", "outbox", "turns", "conversations", "memory", "skills", "tools", "logs", "crashes", TMP)
+    ("inbox", "outbox", "turns", "conversations", "memory", "skills", "tools", "logs", "crashes", "state", "steps", TMP)
 )
 _PLAIN = ("inbox", "outbox", "turns", "conversations", "logs", "crashes")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")

@@ -24,6 +24,7 @@ HOME_ENTRIES = frozenset(
             "routes.json",
             "start.lock",
             "tidy.lock",
+            "weave.lock",
             "agents",
             "filters",
             "pipes",
@@ -167,6 +168,21 @@ class AgentDir(Box):
     @property
     def lock(self) -> Path:
         return self.path / "lock"
+
+    @property
+    def routed(self) -> Path:
+        """The router's count of what it delivered, by route; for people."""
+        return self.path / "routed.json"
+
+    @property
+    def pipe_state(self) -> Path:
+        """An instance of a pipe: what its operators hold and remember."""
+        return self.path / "state"
+
+    @property
+    def pipe_steps(self) -> Path:
+        """An instance of a pipe: every intermediate result, by operator."""
+        return self.path / "steps"
 
     @property
     def logs(self) -> Path:
@@ -315,6 +331,21 @@ class Home:
         return self.path / "run"
 
     @property
+    def pipes(self) -> Path:
+        return self.path / "pipes"
+
+    def pipe(self, name: str) -> Path:
+        """The definition of a pipe whose name has been checked."""
+        if not ids.is_agent(name):
+            raise ValueError(f"not a pipe's name: {name!r}")
+        return self.pipes / name / "pipe.json"
+
+    @property
+    def weave_lock(self) -> Path:
+        """Held by the one command that changes agents of weaves, routes and pipes."""
+        return self.path / "weave.lock"
+
+    @property
     def wake(self) -> Path:
         return self.run / "wake"
 
@@ -354,7 +385,9 @@ class Home:
         return self.path / "start.lock"
 
     def agent(self, name: str) -> AgentDir:
-        """The directory of an agent whose name has been checked. Raises ValueError for any other name."""
+        """The directory of an agent, or of a pipe's instance, whose name has been checked. Raises ValueError."""
+        if ids.is_instance(name):
+            return AgentDir(self.pipes / name)
         if not ids.is_agent(name):
             raise ValueError(f"not an agent name: {name!r}")
         return AgentDir(self.agents / name)

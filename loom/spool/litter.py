@@ -28,11 +28,12 @@ def sweep(broom: Broom) -> None:
             path = directory / TMP / name
             if is_litter(broom, path):
                 remove_all(broom, path, "litter")
-    for agent in directories(broom.home.agents):
+    for agent in boxes(broom.home):
         for name in fs.names(agent / "crashes"):
             path = agent / "crashes" / name
             if ids.is_stem(name.removesuffix(_CRASH_SUFFIX)) and broom.is_old(path, broom.policy.crashes):
                 broom.remove(path, "crash")
+        _sweep_steps(broom, agent)
     for owner in _with_logs(broom.home):
         for name in fs.names(owner / "logs"):
             path = owner / "logs" / name
@@ -43,16 +44,37 @@ def sweep(broom: Broom) -> None:
             _sweep_filter(broom, broom.home.filters / name)
 
 
+def _sweep_steps(broom: Broom, instance: Path) -> None:
+    """Intermediate results of a pipe, but for those that its journal still speaks of."""
+    old = [
+        step / name
+        for step in directories(instance / "steps")
+        for name in fs.names(step)
+        if ids.stem_of(name) is not None and broom.is_old(step / name, broom.policy.messages)
+    ]
+    if not old:
+        return
+    try:
+        journal = fs.read(instance / "state" / "journal.ndjson").decode("utf-8", "replace")
+    except FileNotFoundError:
+        journal = ""
+    for path in old:
+        if path.stem not in journal:
+            broom.remove(path, "step")
+
+
 def places(home: Home) -> Iterator[Path]:
     """Every directory whose `.tmp/` is loom's: all that hold files of state. Blobs are seen to where they are counted.
 
     Not those in workspaces, in trees of attempts and in what an agent may have made in its directory: they belong to
     people.
     """
-    yield from (home.path, home.agents, home.goals, home.heads, home.secrets, home.archive, home.path / "logs")
-    for agent in directories(home.agents):
+    yield from (home.path, home.agents, home.pipes, home.goals, home.heads, home.secrets, home.archive)
+    yield home.path / "logs"
+    for agent in boxes(home):
         yield agent
         yield from (agent / below for below in ("inbox", "outbox", "turns", "conversations", "logs", "crashes"))
+        yield from (below for place in ("steps", "state") for below in directories(agent / place))
         yield from (agent / below for below in ("inbox/.failed", "inbox/.unreadable", "outbox/.refused"))
     yield home.schedules
     for job in directories(home.schedules):
@@ -64,8 +86,14 @@ def places(home: Home) -> Iterator[Path]:
 
 
 def _with_logs(home: Home) -> Iterator[Path]:
-    yield from directories(home.agents)
+    yield from boxes(home)
     yield from directories(home.schedules)
+
+
+def boxes(home: Home) -> Iterator[Path]:
+    """The directories of agents, of pipes and of their instances."""
+    yield from directories(home.agents)
+    yield from directories(home.pipes)
 
 
 def directories(path: Path) -> Iterator[Path]:

@@ -22,7 +22,7 @@ from loom.spool import fs
 from loom.spool.broom import Broom
 from loom.spool.fs import TMP
 from loom.spool.layout import Home
-from loom.spool.litter import directories, is_litter, remove_all
+from loom.spool.litter import boxes, directories, is_litter, remove_all
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MENTION = re.compile(rb"[0-9a-f]{64}")
@@ -170,7 +170,7 @@ def sources(home: Home) -> Iterator[Path]:
     First where mail is on its way, in the order in which it moves: what moves while we read is read at least once.
     """
     for below in ("outbox", "inbox", "inbox/.in-progress"):
-        for agent in directories(home.agents):
+        for agent in boxes(home):
             yield from (agent / below / name for name in fs.names(agent / below) if name.endswith(".msg"))
     yield from _files(home.path, ())
 
@@ -196,7 +196,7 @@ def _is_left_out(parts: tuple[str, ...]) -> bool:
     match parts:
         case (name,):
             return name in _NOT_IN_HOME
-        case ("agents", _, "logs") | ("goals", _, "workspace") | ("goals", _, "subtasks", _, _, "tree"):
+        case ("agents" | "pipes", _, "logs") | ("goals", _, "workspace") | ("goals", _, "subtasks", _, _, "tree"):
             return True
     return False
 

@@ -70,10 +70,11 @@ def _sweep(broom: Broom) -> None:
 
 
 def mailboxes(home: Home) -> Iterator[AgentDir]:
-    """Every directory of `agents/` that could be an agent's, in use or not; no links."""
-    for name in fs.names(home.agents):
-        if ids.is_agent(name) and not (home.agents / name).is_symlink() and (home.agents / name).is_dir():
-            yield home.agent(name)
+    """Every directory that could be an agent's or that of a pipe's instance, in use or not; no links."""
+    for place, is_name in ((home.agents, ids.is_agent), (home.pipes, ids.is_instance)):
+        for name in fs.names(place):
+            if is_name(name) and not (place / name).is_symlink() and (place / name).is_dir():
+                yield home.agent(name)
 
 
 def names_of(stem: str, reply: Message) -> list[str]:
@@ -161,7 +162,7 @@ class Mail:
 
         A part is delivered from the reply it is a part of.
         """
-        if not ids.is_agent(found.from_):
+        if not ids.is_mailbox(found.from_):
             return False
         outbox = self.home.agent(found.from_).outbox
         if os.path.lexists(outbox / f"{stem}.msg"):

@@ -8,6 +8,7 @@
     {"t":"reply","step":k,"reply":{…}}          the model's whole answer with usage
     {"t":"intent","step":k,"call":{…}}          before a tool runs
     {"t":"result","step":k,"id":ID,"result":{…}}
+    {"t":"progress"}                            the work got on; what was done stands elsewhere (pipes)
     {"t":"released"}                            on a clean leave
 
 A request is rebuilt by joining recorded messages, never by asking the code how it would build them today. A record
@@ -91,6 +92,10 @@ class Turn:
         record = {"t": "result", "step": len(self.steps) - 1, "id": call_id, "result": dict(result)}
         self._write(record, sync=True)
         self.steps[-1].results[call_id] = result
+
+    def progress(self) -> None:
+        """Note that the work got somewhere by other records than these: an incarnation that ends then is no death."""
+        self._write({"t": "progress"})
 
     def release(self) -> None:
         """Note a clean leave in the middle of the work: it is no death."""

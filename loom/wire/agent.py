@@ -109,7 +109,7 @@ def _decode(raw: Mapping[str, Any]) -> AgentSpec:
     name, model, runner = _text(raw, "name"), _text(raw, "model"), _text(raw, "runner", "agent")
     if not model:
         raise ValueError("field 'model' is empty")
-    if not ids.is_agent(name):
+    if not ids.is_mailbox(name):
         raise ValueError(f"{name!r} is not an agent name")
     tools = raw.get("tools", [])
     if not isinstance(tools, list) or not all(isinstance(t, str) for t in tools):

@@ -18,6 +18,7 @@ _THREAD = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SUBTASK = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _GOAL = re.compile(r"[0-9]{8}-[a-z0-9]+(?:-[a-z0-9]+)*")
 _STEM = re.compile(r"[0-9]{13}-[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_INSTANCE = re.compile(rf"(?:{_AGENT.pattern})~(?:{_AGENT.pattern})→(?:{_AGENT.pattern})")
 _RESERVED = re.compile(r"(?:planner|executor|verifier|keeper).*|router|supervisor|user")
 
 POOL_ROLES = ("planner", "executor", "verifier", "keeper")
@@ -38,6 +39,21 @@ def check_agent(name: str, *, reserved_ok: bool = False) -> str:
 def is_agent(name: str) -> bool:
     """Whether `name` could be an agent's, reserved ones included."""
     return _AGENT.fullmatch(name) is not None
+
+
+def instance(pipe: str, source: str, to: str) -> str:
+    """The name of a pipe's own instance between two agents."""
+    return f"{pipe}~{source}→{to}"
+
+
+def is_instance(name: str) -> bool:
+    """Whether this is the name of a pipe's instance."""
+    return _INSTANCE.fullmatch(name) is not None
+
+
+def is_mailbox(name: str) -> bool:
+    """Whether an agent or an instance of a pipe could have this name."""
+    return is_agent(name) or is_instance(name)
 
 
 def check_thread(name: str) -> str:
@@ -116,11 +132,8 @@ def reply_stem(agent: str, request: str, attempt: int = 0, part: int = 0) -> str
     The reply itself is part 0, its parts are 1…n. Anyone can compute it, so an answer that is already
     there is found by name, and a second one cannot be published beside it.
     """
-    from hashlib import sha256  # here, because a filter names no reply
-
-    seed = f"loom1\0reply\0{agent}\0{request}\0{attempt}\0{part}".encode("ascii")
-    ts_ms = time_of(request)
-    return f"{request[:13]}-{encode_ulid(ts_ms, sha256(seed).digest()[:10])}"
+    draw = _derived(f"loom1\0reply\0{agent}\0{request}\0{attempt}\0{part}")
+    return f"{request[:13]}-{encode_ulid(time_of(request), draw)}"
 
 
 def slot_stem(job: str, slot: int, part: int = 0) -> str:
@@ -140,4 +153,11 @@ def slot_goal(job: str, slot: int, day: str) -> str:
 
 
 def _slot_draw(job: str, slot: int, part: int) -> bytes:
-    return sha256(f"loom1\0slot\0{job}\0{slot}\0{part}".encode("ascii")).digest()[:10]
+    return _derived(f"loom1\0slot\0{job}\0{slot}\0{part}")
+
+
+def _derived(seed: str) -> bytes:
+    """The eighty bits of a derived name in place of random ones."""
+    from hashlib import sha256  # here, because a filter derives no name
+
+    return sha256(seed.encode()).digest()[:10]

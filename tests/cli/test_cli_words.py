@@ -61,7 +61,7 @@ def test_every_command_and_every_option_has_a_help_text(name: str, command: clic
     "words, hint",
     [
         (("agnet",), "did you mean 'agent'?"),
-        (("up",), "not part of this version"),
+        (("playbook",), "not part of this version"),
         (("agent", "strat"), "did you mean 'start'?"),
         (("agent",), "see: loom agent --help"),
         (("agent", "start", "x", "--modle", "y"), "--model"),

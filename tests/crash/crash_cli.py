@@ -20,8 +20,9 @@ from crash_goal import GOAL, Company
 from crash_processes import ENV, at_home, said, typed
 from harness import Case, undisturbed
 
-from loom.cli import agent_stop, detach, ensure, following
+from loom.cli import agent_stop, detach, ensure, following, up, weaving
 from loom.core.goal import reduce as reducing
+from loom.core.routing import end_of
 from loom.spool import agents, bodies, fs, goals, mailbox
 from loom.spool.home import open_home
 from loom.spool.layout import Home
@@ -35,7 +36,7 @@ AGENT = "worker"
 def _served_by(serve: Callable[[Home], object]) -> Iterator[None]:
     """What happens when a command makes sure that a supervisor runs."""
     with contextlib.ExitStack() as swaps:
-        for module in (ensure, detach, agent_stop, following):
+        for module in (ensure, detach, agent_stop, following, up):
             swaps.enter_context(swapped(module, "ensure_supervisor", serve))
         yield
 
@@ -104,6 +105,62 @@ def _sending(root: Path) -> None:
 
 
 _send = Case("loom send", _agent_setup, _sending, _sending, _sent_once, _sent_is_there, process="send")
+
+
+# -- weaves ----------------------------------------------------------------------------------------------------
+
+_WEAVE = """\
+version: 1
+name: try
+pipes: {pair: [{operator: window, size: 2}]}
+agents:
+  - {name: a, model: builtin/echo, memory: {style: short}}
+  - {name: b, model: builtin/echo, from: [{agent: a}]}
+"""
+_WOVEN = _WEAVE.replace(
+    "{name: b, model: builtin/echo, from: [{agent: a}]}",
+    "{name: c, model: builtin/echo, replicas: 2, scale: to-zero, from: [{agent: a, pipe: pair}]}",
+)
+_WOVEN = _WOVEN.replace("memory:", "system: Be short., memory:")  # fmt: skip
+
+
+def _weave_setup(root: Path) -> None:
+    open_home(root / "home", ENV)
+
+
+def _weaving(root: Path) -> None:
+    """A weave is brought up, changed and brought up again."""
+    for text in (_WEAVE, _WOVEN):
+        (root / "loom.yml").write_text(text)
+        _typed(root, "up", "-d", "-f", str(root / "loom.yml"))
+
+
+def _half_woven(root: Path) -> None:
+    """Whoever is wanted is whole, and no route leads to somebody who does not exist."""
+    home = Home(root / "home")
+    tidy(home.path)
+    for box in agents.each(home):
+        agents.read_spec(box)
+        assert (box.path / "want").read_text() in ("up\n", "down\n", "demand\n"), f"half a want of {box.name}"
+        assert all(directory.is_dir() for directory in box.directories()), f"{box.name} has no mailbox"
+    for route in weaving.routes(home):
+        assert home.agent(end_of(route)).spec.exists() and home.agent(route.to).spec.exists(), route
+
+
+def _woven(root: Path) -> None:
+    _half_woven(root)
+    home = Home(root / "home")
+    wants = {box.name: agents.read_want(box) for box in agents.each(home)}
+    assert wants == {"a": "up", "b": "down", "c-1": "demand", "c-2": "demand", "pair~a→c": "up"}, wants
+    assert [(r.source, r.to, r.pipe, r.share) for r in weaving.routes(home)] == [
+        ("a", "c-1", "pair", "c"), ("a", "c-2", "pair", "c")
+    ]  # fmt: skip
+    assert home.agent("a").prompt.read_text() == "Be short."
+    assert (home.agent("a").path / "memory" / "style.md").read_text() == "short"
+    assert weaving.read_pipe(home, "pair").weave == "try"
+
+
+_up = Case("loom up", _weave_setup, _weaving, _weaving, _woven, _half_woven, process="up")
 
 
 # -- agents ----------------------------------------------------------------------------------------------------
@@ -320,4 +377,5 @@ CLI = (
     Case("loom run", _run_setup, _run, _run, _goal_made, _goals_whole, process="run"),
     _control_case(),
     _land_case(),
+    _up,
 )

@@ -17,6 +17,7 @@ from crash_cases import KERNEL
 from crash_cli import CLI
 from crash_fsck import FSCK
 from crash_goal import ALONE, GOALS, ORDERS
+from crash_pipe import PIPES
 from crash_processes import PROCESSES
 from crash_retention import GC, met
 from crash_schedule import SCHEDULE
@@ -39,6 +40,7 @@ def _rounds(double: int) -> tuple[dict[str, Any], ...]:
 ROUNDS: dict[str, tuple[dict[str, Any], ...]] = {case.name: _rounds(24) for case in KERNEL}
 ROUNDS |= {case.name: _rounds(12) for case in PROCESSES}
 ROUNDS |= {case.name: _rounds(12) for case in (*CLI, FSCK, GC, met(GC), SCHEDULE)}
+ROUNDS |= {case.name: _rounds(3) for case in PIPES}
 ROUNDS |= {"goal": ({"first": True, "double": 2, "orders": 2}, _EVERY_POINT)}
 ROUNDS |= {"goal with setbacks": ({"at_most": 400},)}
 ROUNDS |= {case.name: ({"first": True, "errors": ERRORS, "at_most": 200},) for case in ALONE}

@@ -17,6 +17,7 @@ import pytest
 from crash_cli import CLI
 from crash_fsck import FSCK
 from crash_goal import ALONE, GOALS, ORDERS
+from crash_pipe import PIPES
 from crash_processes import PROCESSES
 from harness import ERRORS, Case, Point, explore, in_orders, nothing
 from harness import crashes as crashes_of
@@ -36,8 +37,10 @@ _SAMPLE = (
 _SAMPLE |= {"supervisor": 12, "runner": 30, "runner fails and retries": 25, "filter": 25}
 
 
+_SAMPLE |= {case.name: 15 for case in PIPES}
+
 # The others take as long as these together; `make crash` has all of them.
-BOUNDED = (*PROCESSES, GOALS[0], ALONE[0], *CLI[:3], FSCK)
+BOUNDED = (*PROCESSES, GOALS[0], ALONE[0], *CLI[:3], FSCK, *PIPES)
 
 
 @pytest.mark.parametrize("case", BOUNDED, ids=lambda case: case.name)
@@ -48,7 +51,7 @@ def test_killed_or_failed_anywhere_nothing_is_lost_or_done_twice(case: Case):
     assert len(report.points) == _SAMPLE[case.name]
 
 
-@pytest.mark.parametrize("case", [*PROCESSES, CLI[0]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*PROCESSES, PIPES[0], CLI[0]], ids=lambda case: case.name)
 def test_killed_again_while_it_recovers_nothing_is_lost_or_done_twice(case: Case):
     report = explore(case, double=2, at_most=12, seed=SEED)
     print(report.line())

@@ -1,0 +1,159 @@
+"""`loom pipe create` and `loom pipes`: chains of operators, and their instances at work (docs/weave.md)."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+
+from loom.cli import agent_state, printing, weaving
+from loom.cli import input as texts
+from loom.cli.ensure import ensure_supervisor
+from loom.cli.groups import LazyGroup
+from loom.cli.homes import open_home
+from loom.core import pipes as core
+from loom.core.routing import end_of
+from loom.core.weave import parse_operators
+from loom.spool import agents, ndjson
+from loom.spool.layout import Home
+from loom.wire import ids
+from loom.wire.errors import Config, Usage
+from loom.wire.weave import EXPRESSIONS, Operator, decode_operators
+
+pipe = LazyGroup(
+    "pipe",
+    {"create": ("loom.cli.pipes:create", "make a pipe that `loom route` can lead through")},
+    help="Named chains of operators.",
+)
+
+# What a shell understands by itself; any other first word of a command is a program that must be there.
+_OF_THE_SHELL = frozenset(
+    (
+        *("cd", "echo", "printf", "test", "[", ":", "true", "false", "read", "set", "export", "exec", "eval"),
+        *("if", "for", "while", "case", "until", "{", "(", "!", ".", "command"),
+    )
+)
+
+
+@click.command("create")
+@click.argument("name")
+@click.argument("operators", required=False)
+@click.option("--file", metavar="F", help="A YAML file with the list of operators instead.")
+@click.option("--replace", is_flag=True, help="Give an existing pipe these operators.")
+def create(name: str, operators: str | None, file: str | None, replace: bool) -> None:
+    """Make the pipe NAME of OPERATORS, a YAML list: '[{operator: command, cmd: "jq -c .items[]"}]'.
+
+    Its commands run in this directory. What the pipe's instances hold while it is replaced goes on as it is.
+    """
+    if (operators is None) == (file is None):
+        raise Usage("give the operators, or --file F with them", hint="see: loom pipe create --help")
+    ids.check_agent(name)
+    chain = parse_operators(operators or texts.read_file(file or ""), file or "operators")
+    check_programs(name, chain)
+    home = open_home()
+    with weaving.held(home):
+        known = weaving.pipes(home)
+        if home.agent(name).spec.exists():
+            raise Usage(f"there is an agent {name!r}", hint="choose another name for the pipe")
+        made = weaving.Pipe(chain, str(Path.cwd()))
+        if name in known and known[name].operators != chain and not replace:
+            raise Usage(f"the pipe {name} has other operators", hint="to give it these, add --replace")
+        if name in known and known[name].weave:
+            raise Usage(f"the pipe {name} belongs to the weave {known[name].weave!r}", hint="change it in its loom.yml")
+        if known.get(name) == made:
+            printing.note(f"the pipe {name} exists with these operators")
+            return
+        weaving.write_pipe(home, name, made)
+        for route in weaving.routes(home):
+            if route.pipe == name:
+                weaving.write_instance(home, route, made)
+                ensure_supervisor(home)
+    printing.note(f"the pipe {name} is made; use it with: loom route A --to B --pipe {name}")
+
+
+def check_programs(name: str, operators: tuple[Operator, ...]) -> None:
+    """Raise Config for a program that a pipe needs and this machine does not have."""
+    for operator in operators:
+        if operator.kind in EXPRESSIONS and shutil.which("jq") is None:
+            raise Config(
+                f"pipe {name!r}: {operator.kind}.{EXPRESSIONS[operator.kind]} needs jq, which is not installed",
+                hint="install it, e.g. apt-get install jq",
+            )
+        if operator.kind == "command" and (program := _program(operator["cmd"])) and shutil.which(program) is None:
+            raise Config(f"pipe {name!r}: there is no program {program!r}", hint="install it, or correct its cmd")
+
+
+def _program(command: str) -> str:
+    """The program that a command begins with, empty where that is not plain to see."""
+    try:
+        words = shlex.split(command, comments=True)
+    except ValueError:
+        return ""  # the shell will say what it thinks of it
+    first = words[0] if words else ""
+    plain = first and not any(c in first for c in "$`=*?()|&;<>/") and first not in _OF_THE_SHELL
+    return first if plain else ""
+
+
+@click.command("pipes")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def pipes(as_json: bool) -> None:
+    """List the pipes and their instances: one for each route that leads through them, with what it holds."""
+    home = open_home()
+    known = weaving.pipes(home)
+    rows = []
+    routes = {end_of(route): route for route in weaving.routes(home) if route.pipe}
+    for name in agents.instances(home):
+        agent = home.agent(name)
+        if not agent.spec.exists():
+            continue
+        state = agent_state.of(home, agent)
+        pipe_name, _, ends = name.partition("~")
+        source, _, to = ends.partition("→")
+        rows.append(
+            {
+                "pipe": pipe_name,
+                "from": source,
+                "to": to,
+                "status": state.status,
+                "waiting": state.waiting,
+                "held": held(home, name),
+                "routed": name in routes,
+                "reason": state.reason,
+            }
+        )
+    chains = {name: [operator.kind for operator in one.operators] for name, one in known.items()}
+    if as_json:
+        listed = [{"name": name, "operators": chain, "weave": known[name].weave} for name, chain in chains.items()]
+        printing.json_line({"v": 1, "pipes": listed, "instances": rows})
+        return
+    used = {row["pipe"] for row in rows}
+    cells = [
+        (
+            str(row["pipe"]),
+            " ".join(chains.get(str(row["pipe"]), [])),
+            str(row["from"]),
+            str(row["to"]),
+            str(row["status"]),
+            str(row["waiting"]),
+            str(row["held"]),
+        )
+        for row in rows
+    ]
+    cells += [(name, " ".join(chain), "-", "-", "-", "-", "-") for name, chain in chains.items() if name not in used]
+    printing.table(("PIPE", "OPERATORS", "FROM", "TO", "STATUS", "WAITING", "HELD"), sorted(cells))
+
+
+def held(home: Home, name: str) -> int:
+    """How many messages an instance holds, as its journal says; the process may be writing it at this moment."""
+    records = ndjson.read_objects(home.agent(name).pipe_state / "journal.ndjson")
+    if not records:
+        return 0
+    try:
+        state = core.State(decode_operators(records[0].get("operators"), name))
+        for record in records[1:]:
+            state.apply(record)
+    except (Config, KeyError, TypeError, IndexError, ValueError):
+        return 0
+    return sum(len(here.held) for here in state.at)

@@ -1,0 +1,165 @@
+"""loom.yml as values that know their line: what is wrong is said as file:line, with the nearest right word.
+
+Enters: text. Stays out: files and the environment. What the values mean is decided in loom/core/weave.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from loom.wire.errors import Config
+from loom.wire.record import record
+
+MAX_NODES = 100_000  # an alias costs nothing to write and is counted as often as it is used
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)")
+_SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d{1,9})([KMGT])i?B?")
+MOST_S = 1e9
+
+
+@record
+class Node:
+    """A value of the file and its line: text, a number, true or false, None, a list of Nodes, a dict of Nodes."""
+
+    value: Any
+    line: int
+
+
+class Reader:
+    """Reads nodes of one file; every method raises Config with file and line."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def fault(self, line: int, text: str, hint: str = "") -> Config:
+        return Config(f"{self.where}:{line}: {text}", hint=hint)
+
+    def compose(self, text: str) -> Node:
+        """The whole file. Its top is a mapping."""
+        import yaml  # here, because few commands read YAML
+
+        try:
+            loader = yaml.SafeLoader(text)
+            root = loader.get_single_node()
+            if not isinstance(root, yaml.MappingNode):
+                raise self.fault(1, "expected `key: value` lines", "begin with: version: 1")
+            return self._node(root, loader, [0], ())
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise self.fault(line, f"not valid YAML: {error.problem}") from None
+        except (yaml.YAMLError, ValueError, ArithmeticError) as error:
+            raise self.fault(1, f"not valid YAML: {' '.join(str(error).split())}") from None
+        except RecursionError:
+            raise self.fault(1, "nested too deeply") from None
+
+    def _node(self, node: Any, loader: Any, count: list[int], above: tuple[Any, ...]) -> Node:
+        import yaml
+
+        line = node.start_mark.line + 1
+        count[0] += 1
+        if count[0] > MAX_NODES:
+            raise self.fault(line, f"more than {MAX_NODES} values")
+        if any(node is one for one in above):
+            raise self.fault(line, "an alias makes a value hold itself")
+        above = (*above, node)
+        if isinstance(node, yaml.SequenceNode):
+            return Node([self._node(one, loader, count, above) for one in node.value], line)
+        if not isinstance(node, yaml.MappingNode):
+            try:
+                return Node(loader.construct_object(node), line)
+            except (ValueError, ArithmeticError, LookupError, TypeError) as error:
+                raise self.fault(line, f"cannot be read: {error}") from None
+        found: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            key_line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self.fault(key_line, "a key must be a word")
+            key = str(key_node.value)
+            if key in found:
+                raise self.fault(key_line, f"{key!r} is set twice, first in line {found[key].line}")
+            value = self._node(value_node, loader, count, above)
+            found[key] = Node(value.value, key_line)
+        return Node(found, line)
+
+    # -- what a value must be ------------------------------------------------------------------------------------
+
+    def mapping(self, node: Node, what: str, keys: Collection[str] = ()) -> Mapping[str, Node]:
+        """A mapping; with `keys` it has no others."""
+        if not isinstance(node.value, dict):
+            raise self.fault(node.line, f"{what} is {said(node)}, expected a mapping")
+        for key, value in node.value.items():
+            if keys and key not in keys:
+                raise self.fault(value.line, f"{what} has no key {key!r:.80}", nearest(key, keys))
+        return node.value
+
+    def items(self, node: Node, what: str) -> Sequence[Node]:
+        if not isinstance(node.value, list):
+            raise self.fault(node.line, f"{what} is {said(node)}, expected a list")
+        return node.value
+
+    def text(self, node: Node, what: str) -> str:
+        """Text that is not empty."""
+        if not isinstance(node.value, str):
+            raise self.fault(node.line, f"{what} is {said(node)}, expected text", "put it in quotes if it is one")
+        if not node.value.strip():
+            raise self.fault(node.line, f"{what} is empty")
+        if "\0" in node.value:
+            raise self.fault(node.line, f"{what} holds a NUL")
+        return node.value
+
+    def word(self, node: Node, what: str, words: Collection[str]) -> str:
+        """One of `words`."""
+        text = self.text(node, what)
+        if text not in words:
+            raise self.fault(node.line, f"{what} is {text!r:.80}, expected {' or '.join(words)}", nearest(text, words))
+        return text
+
+    def count(self, node: Node, what: str, least: int = 1, most: int = 10**9) -> int:
+        value = node.value
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.fault(node.line, f"{what} is {said(node)}, expected a whole number of at least {least}")
+        return value
+
+    def duration_s(self, node: Node, what: str, *, zero: bool = False) -> float:
+        """Seconds. A bare number is refused: nobody can tell what it counts."""
+        value = node.value
+        found = _DURATION.fullmatch(value) if isinstance(value, str) else None
+        if found is None:
+            hint = f"write {value}s for seconds" if isinstance(value, int) and not isinstance(value, bool) else ""
+            raise self.fault(node.line, f"{what} is {said(node)}, expected a duration such as 30s, 5m or 1h", hint)
+        seconds = float(found[1]) * _UNITS[found[2]]
+        if seconds > MOST_S or (seconds == 0 and not zero):
+            raise self.fault(node.line, f"{what} is {value}, expected {'0s' if zero else 'more than 0s'} to 11000d")
+        return seconds
+
+    def size_bytes(self, node: Node, what: str) -> int:
+        found = _SIZE.fullmatch(node.value) if isinstance(node.value, str) else None
+        if found is None or int(found[1]) == 0:
+            raise self.fault(node.line, f"{what} is {said(node)}, expected a size such as 512M or 2G")
+        return int(found[1]) * _SIZES[found[2]]
+
+
+def said(node: Node) -> str:
+    """A wrong value, shown."""
+    match node.value:
+        case None:
+            return "empty"
+        case dict():
+            return "a mapping"
+        case list():
+            return "a list"
+        case bool():
+            return "true" if node.value else "false"
+    return f"{node.value!r:.80}"
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """The next step after a wrong word."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(sorted(known)[:12])}" if known else "there is none"

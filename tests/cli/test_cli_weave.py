@@ -1,0 +1,383 @@
+"""Weaves from the command line: up, down, routes and pipes, with real agents behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_user import ROOT, Loom, Said
+from support import wait_until
+
+from loom.spool import locks
+from loom.spool.home import open_home
+from loom.spool.layout import AgentDir
+from loom.wire.message import decode
+
+WEAVE = """\
+version: 1
+name: try
+agents:
+  - {name: a, model: builtin/echo}
+  - {name: b, model: builtin/echo, from: [{agent: a}]}
+"""
+
+
+def write(loom: Loom, text: str = WEAVE, name: str = "loom.yml") -> Path:
+    path = loom.place / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def up(loom: Loom, *more: str) -> dict[str, str]:
+    said = loom("up", "-d", "--json", *more)
+    assert said.status == 0, said
+    return {one["name"]: one["how"] for one in said.objects[0]["agents"]}
+
+
+def agent(loom: Loom, name: str) -> AgentDir:
+    return open_home(loom.home, {"LOOM_ALLOW_FILESYSTEM": "1"}).agent(name)
+
+
+def answers(loom: Loom, name: str) -> list[str]:
+    """The bodies that an agent has answered with and the router has dealt with."""
+    return [decode(path.read_bytes(), path.stem).body for path in sorted(agent(loom, name).sent_days.glob("*/*.msg"))]
+
+
+def pid(loom: Loom, name: str) -> int:
+    who = wait_until(lambda: locks.holder(agent(loom, name).lock))
+    return int(who.pid)
+
+
+def routes(loom: Loom) -> list[dict[str, Any]]:
+    found = loom("routes", "--json").objects[0]["routes"]
+    assert isinstance(found, list)
+    return found
+
+
+# -- up and down ---------------------------------------------------------------------------------------------------
+
+
+def test_up_again_changes_only_what_the_file_has_changed(loom: Loom) -> None:
+    write(loom)
+    assert up(loom) == {"a": "created", "b": "created"}
+    before = pid(loom, "a")
+    assert up(loom) == {"a": "unchanged", "b": "unchanged"}
+    write(loom, WEAVE.replace("name: b,", "name: b, system: Be short.,") + "  - {name: c, model: builtin/echo}\n")
+    assert up(loom) == {"a": "unchanged", "b": "changed", "c": "created"}
+    assert (agent(loom, "b").prompt.read_text(), pid(loom, "a")) == ("Be short.", before)
+
+
+def test_what_is_answered_goes_where_the_file_says_and_is_counted(loom: Loom) -> None:
+    write(loom)
+    up(loom)
+    assert loom("send", "a", "hello", "--wait", "--timeout", "30").out == "hello\n"
+    wait_until(lambda: answers(loom, "b") == ["hello"])
+    wait_until(lambda: [r["messages"] for r in routes(loom)] == [1])
+    assert routes(loom)[0] | {"last": ""} == {
+        "from": "a", "pipe": "", "to": "b", "weave": "try", "messages": 1, "last": "", "trouble": ""
+    }  # fmt: skip
+
+
+def test_a_failure_goes_downstream_too(loom: Loom) -> None:
+    broken = loom.program("broken.py", "import sys; sys.exit(65)")
+    write(loom, WEAVE.replace("{name: a, model: builtin/echo}", f"{{name: a, model: exec/{broken}}}"))
+    up(loom)
+    loom("send", "a", "hello")
+    wait_until(lambda: len(answers(loom, "b")) == 1)
+    (claimed,) = agent(loom, "b").processed_days.glob("*/*.msg")
+    assert decode(claimed.read_bytes(), claimed.stem).error
+
+
+def test_down_with_messages_in_flight_keeps_them_and_up_goes_on(loom: Loom) -> None:
+    slow = loom.program("slow.py", "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n"
+                        "print('done', end='')")  # fmt: skip
+    text = WEAVE.replace("{name: a, model: builtin/echo}", f"{{name: a, model: exec/{slow}}}")
+    write(loom, text)
+    up(loom)
+    for body in ("one", "two"):
+        loom("send", "a", body)
+    wait_until(lambda: list(agent(loom, "a").in_progress.glob("*.msg")))
+    said = loom("down")
+    assert (said.status, sorted(said.out.split())) == (0, ["a", "b"]), said
+    assert "2 messages wait" in said.err
+    assert not locks.is_held(agent(loom, "a").lock)
+    (agent(loom, "a").path / "go").touch()
+    assert up(loom) == {"a": "started", "b": "started"}
+    wait_until(lambda: answers(loom, "b") == ["done", "done"])
+
+
+def test_an_agent_that_is_in_the_file_no_more_is_stopped_and_keeps_its_mail(loom: Loom) -> None:
+    write(loom)
+    up(loom)
+    loom("agent", "stop", "b")
+    loom("send", "b", "wait for me")
+    loom("agent", "start", "b", "--detach")
+    wait_until(lambda: answers(loom, "b") == ["wait for me"])
+    loom("agent", "stop", "b")
+    loom("send", "b", "and me")
+    write(loom, "version: 1\nname: try\nagents: [{name: a, model: builtin/echo}]\n")
+    assert up(loom) == {"a": "unchanged"}
+    write(loom)
+    assert up(loom)["b"] == "started"
+    wait_until(lambda: answers(loom, "b")[-1:] == ["and me"])
+    sleepy = loom.program("sleepy.py", "import time; time.sleep(1000)")
+    write(loom, WEAVE.replace("{name: b, model: builtin/echo", f"{{name: b, model: exec/{sleepy}"))
+    assert up(loom)["b"] == "changed"
+    loom("send", "b", "left behind")
+    wait_until(lambda: list(agent(loom, "b").in_progress.glob("*.msg")))
+    write(loom, "version: 1\nname: try\nagents: [{name: a, model: builtin/echo}]\n")
+    said = loom("up", "-d")
+    assert "b is in the file no more: it is stopped, and 1 of its messages wait" in said.err
+    assert routes(loom) == []
+
+
+def test_without_d_it_stays_and_takes_everything_down_with_it(loom: Loom) -> None:
+    write(loom)
+    child = loom.start("up")
+    try:
+        pid(loom, "b")
+        loom("send", "a", "hello", "--wait", "--timeout", "30")
+        assert child.stdout is not None
+        line = next(line for line in child.stdout if b"answered" in line)
+        assert line.startswith(b"a  ")
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == 130
+    assert not locks.is_held(agent(loom, "a").lock)
+    assert not locks.is_held(agent(loom, "b").lock)
+
+
+def test_replicas_share_the_work_and_dormant_agents_wake(loom: Loom) -> None:
+    write(loom, "version: 1\nname: try\nagents:\n  - {name: a, model: builtin/echo}\n"
+                "  - {name: w, model: builtin/echo, replicas: 3, scale: to-zero, from: [{agent: a}]}\n")  # fmt: skip
+    up(loom)
+    names = ("w-1", "w-2", "w-3")
+    assert [agent(loom, name).want.read_text() for name in names] == ["demand\n"] * 3
+    for number in range(8):
+        loom("send", "a", f"body {number}")
+    done = wait_until(lambda: len(found := [b for n in names for b in answers(loom, n)]) == 8 and found)
+    assert sorted(done) == [f"body {number}" for number in range(8)]
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+def refused(loom: Loom, *args: str, status: int = 78) -> str:
+    said = loom(*args)
+    assert said.status == status, said
+    assert said.err.count("\n") == 1, said.err
+    return said.err
+
+
+def test_a_wrong_file_is_refused_with_its_line_and_nothing_is_changed(loom: Loom) -> None:
+    write(loom, WEAVE.replace("model: builtin/echo, from", "modle: builtin/echo, from"))
+    assert "loom.yml:5: agent 'b' has no 'model'" in refused(loom, "up", "-d") or "did you mean 'model'?" in refused(
+        loom, "up", "-d"
+    )
+    assert not (loom.home / "agents" / "a").exists()
+
+
+@pytest.mark.parametrize("change, words", [
+    (("model: builtin/echo, from", "model: nowhere/x, from"), "agent 'b'"),
+    (("name: a,", "name: a, tools: [read-flie],"), "agent 'a'"),
+    (("name: a,", "name: a, workspace: ./nowhere,"), "the workspace './nowhere' is no directory"),
+])  # fmt: skip
+def test_an_agent_that_could_not_work_is_named_before_anything_is_changed(
+    loom: Loom, change: tuple[str, str], words: str
+) -> None:
+    write(loom, WEAVE.replace(*change))
+    said = loom("up", "-d")
+    assert said.status in (2, 66, 78), said
+    assert words in said.err
+    assert not (loom.home / "agents" / "a" / "agent.json").exists()
+
+
+def test_two_weaves_of_one_name_and_agents_of_others_are_kept_apart(loom: Loom) -> None:
+    write(loom)
+    up(loom)
+    other = write(loom, WEAVE, "other/loom.yml")
+    assert f"another weave 'try' is up, from {loom.place / 'loom.yml'}" in refused(loom, "up", "-d", "-f", str(other))
+    write(loom, WEAVE.replace("name: try", "name: third"), "other/loom.yml")
+    assert "agent 'a' exists and belongs to the weave 'try'" in refused(loom, "up", "-d", "-f", str(other))
+    assert loom("down").status == 0
+    write(loom, WEAVE, "other/loom.yml")
+    assert up(loom, "-f", str(other)) == {"a": "started", "b": "started"}
+
+
+def test_without_a_file_it_says_where_it_looked(loom: Loom) -> None:
+    assert "there is no loom.yml here; give one with -f FILE" in refused(loom, "up", "-d", status=66)
+    assert "there is no file 'x.yml'" in refused(loom, "up", "-d", "-f", "x.yml", status=66)
+    assert "no agent of the weave 'gone'" in refused(loom, "down", "--name", "gone", status=66)
+
+
+def test_a_pipe_whose_program_is_missing_is_refused(loom: Loom) -> None:
+    write(loom, WEAVE + "pipes: {p: [{operator: command, cmd: no-such-program -x}]}\n")
+    assert "pipe 'p': there is no program 'no-such-program'" in refused(loom, "up", "-d")
+    write(loom, WEAVE + "pipes: {p: [{operator: dedupe, key: .body}]}\n")
+    empty = loom.place / "empty"
+    empty.mkdir()
+    said = loom("up", "-d", PATH=str(empty))
+    assert said.status == 78
+    assert "dedupe.key needs jq, which is not installed" in said.err
+
+
+# -- routes and pipes ----------------------------------------------------------------------------------------------
+
+
+def detached(loom: Loom, *names: str) -> None:
+    for name in names:
+        said = loom("agent", "start", name, "--model", "builtin/echo", "--detach")
+        assert said.status == 0, said
+
+
+def test_a_route_is_made_used_and_ended(loom: Loom) -> None:
+    detached(loom, "a", "b")
+    assert loom("route", "a", "--to", "b").status == 0
+    assert "b hears a already" in loom("route", "a", "--to", "b").err
+    loom("send", "a", "hello")
+    wait_until(lambda: answers(loom, "b") == ["hello"])
+    assert loom("unroute", "a", "--to", "b").status == 0
+    assert routes(loom) == []
+    loom("send", "a", "alone", "--wait", "--timeout", "30")
+    assert answers(loom, "b") == ["hello"]
+
+
+def test_routes_to_nowhere_and_in_circles_are_refused(loom: Loom) -> None:
+    detached(loom, "a", "bee")
+    assert "there is no agent 'be'" in refused(loom, "route", "a", "--to", "be", status=66)
+    assert "did you mean 'bee'?" in refused(loom, "route", "a", "--to", "be", status=66)
+    assert "there is no pipe 'p'" in refused(loom, "route", "a", "--to", "bee", "--pipe", "p", status=66)
+    loom("route", "a", "--to", "bee")
+    assert "circular route detected: a → bee → a" in refused(loom, "route", "bee", "--to", "a", status=2)
+    assert "no such route from bee to a" in refused(loom, "unroute", "bee", "--to", "a", status=66)
+
+
+def test_an_agent_that_others_are_routed_to_is_not_removed_by_mistake(loom: Loom) -> None:
+    detached(loom, "a", "b")
+    loom("route", "a", "--to", "b")
+    loom("agent", "stop", "b")
+    assert "a route leads to it" in refused(loom, "agent", "rm", "b", status=75)
+    assert loom("agent", "rm", "b", "--force").status == 0
+    assert routes(loom)[0]["trouble"] == "there is no agent 'b'"
+    loom("send", "a", "hello", "--wait", "--timeout", "30")
+    (path,) = wait_until(lambda: list(agent(loom, "a").refused.glob("*.error.json")))
+    assert json.loads(path.read_text())["reason"] == "no_target"
+
+
+def test_a_pipe_made_by_hand(loom: Loom) -> None:
+    detached(loom, "a", "b")
+    chain = "[{operator: command, cmd: 'tr a-z A-Z'}]"
+    assert loom("pipe", "create", "p", chain).status == 0
+    assert "exists with these operators" in loom("pipe", "create", "p", chain).err
+    assert "has other operators; to give it these, add --replace" in refused(
+        loom, "pipe", "create", "p", "[{operator: tap, label: x}]", status=2
+    )
+    assert "operators:1: the chain: there is no operator 'tpa'; did you mean 'tap'?" in refused(
+        loom, "pipe", "create", "q", "[{operator: tpa}]"
+    )
+    assert loom("route", "a", "--to", "b", "--pipe", "p").status == 0
+    loom("send", "a", "hello")
+    wait_until(lambda: answers(loom, "b") == ["HELLO"])
+    assert '"event":"answered"' in loom("agent", "logs", "p~a→b", "--json").out
+    assert loom("agent", "show", "p~a→b", "--json").objects[0]["model"] == "pipe"
+    (row,) = loom("pipes", "--json").objects[0]["instances"]
+    assert (row["pipe"], row["from"], row["to"], row["held"], row["routed"]) == ("p", "a", "b", 0, True)
+    assert loom("unroute", "a", "--to", "b", "--pipe", "p").status == 0
+    wait_until(lambda: not locks.is_held(agent(loom, "p~a→b").lock))
+    assert loom("fsck").out == "" or "is served" in loom("fsck").out
+
+
+def test_what_a_pipe_holds_survives_down_and_is_shown(loom: Loom) -> None:
+    text = "version: 1\nname: try\npipes: {pair: [{operator: window, size: 2, timeout: 1h}]}\nagents:\n"
+    text += "  - {name: a, model: builtin/echo}\n  - {name: b, model: builtin/echo, from: [{agent: a, pipe: pair}]}\n"
+    write(loom, text)
+    up(loom)
+    loom("send", "a", "one")
+    wait_until(lambda: loom("pipes", "--json").objects[0]["instances"][0]["held"] == 1)
+    assert loom("down").status == 0
+    write(loom, text.replace(", pipe: pair", ""))
+    said = loom("up", "-d")
+    assert "pair~a→b is in the file no more: it is stopped and keeps 1 messages" in said.err, said
+    write(loom, text)
+    up(loom)
+    loom("send", "a", "two")
+    (body,) = wait_until(lambda: answers(loom, "b"))
+    assert sorted(one["body"] for one in json.loads(body)) == ["one", "two"]
+
+
+def test_routes_that_cannot_be_read_stop_the_mail_until_they_are_mended(loom: Loom) -> None:
+    detached(loom, "a", "b")
+    loom("route", "a", "--to", "b")
+    good = (loom.home / "routes.json").read_text()
+    (loom.home / "routes.json").write_text("{")
+    loom("send", "a", "hello")
+    wait_until(lambda: any(line["event"] == "routes_unreadable" for line in loom.log("router")))
+    assert "routes.json cannot be read" in refused(loom, "routes")
+    (loom.home / "routes.json").write_text(good)
+    wait_until(lambda: answers(loom, "b") == ["hello"])
+
+
+def test_killed_again_and_again_a_pipe_loses_nothing_and_repeats_nothing(loom: Loom) -> None:
+    text = "version: 1\nname: try\nagents:\n  - {name: a, model: builtin/echo}\n"
+    text += "  - {name: b, model: builtin/echo, from: [{agent: a, pipe: p}]}\npipes:\n"
+    text += "  p: [{operator: command, cmd: cat}, {operator: window, size: 2, timeout: 1h},"
+    text += " {operator: command, cmd: \"jq -c 'map(.body)'\"}]\n"
+    write(loom, text)
+    up(loom)
+    bodies = [f"body {number:02}" for number in range(12)]
+    for number, body in enumerate(bodies):
+        loom("send", "a", body)
+        if number % 3 == 0:
+            who = locks.holder(agent(loom, "p~a→b").lock)
+            if who is not None:
+                os.kill(who.pid, signal.SIGKILL)
+    done = wait_until(lambda: len(found := answers(loom, "b")) == 6 and found)
+    assert sorted(word for body in done for word in json.loads(body)) == bodies
+    crashes = list(agent(loom, "p~a→b").crashes.glob("*.json"))
+    assert crashes, "it was never killed"
+
+
+# -- the example ---------------------------------------------------------------------------------------------------
+
+
+def test_the_example_of_issue_triage_does_what_it_says(loom: Loom) -> None:
+    place = ROOT / "examples" / "issue-triage"
+    assert up(loom, "-f", str(place / "loom.yml"))["labeller-3"] == "created"
+    said: Said = loom("send", "reader", "--file", str(place / "issues.json"))
+    assert said.status == 0, said
+    (digest,) = wait_until(lambda: answers(loom, "digest"))
+    assert digest == "#1 bug; #2 wish; #3 question; #4 bug; #5 wish; #6 question"
+    counted = {(r["from"], r["to"]): r["messages"] for r in routes(loom)}
+    assert counted["reader", "labeller-1"] == 1  # all replicas share the instance of their pipe
+    assert sum(counted[f"labeller-{n}", "digest"] for n in (1, 2, 3)) == 6
+    assert loom("down", "-f", str(place / "loom.yml")).status == 0
+
+
+def test_the_schema_is_printed(loom: Loom) -> None:
+    assert loom("up", "--schema").out == (ROOT / "docs" / "weave.schema.json").read_text()
+
+
+def test_another_command_at_the_same_time_is_told_to_wait(loom: Loom) -> None:
+    write(loom)
+    up(loom)
+    lock = subprocess.Popen(
+        ["flock", str(loom.home / "weave.lock"), "sh", "-c", "echo held; read x"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert lock.stdout is not None
+        assert lock.stdout.readline() == b"held\n"
+        assert "another command changes the weaves" in refused(loom, "up", "-d", status=75)
+    finally:
+        lock.communicate(b"\n", timeout=30)
+    assert os.path.lexists(loom.home / "weave.lock")
