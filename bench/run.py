@@ -13,7 +13,7 @@ import page
 from measure import Table, machine, save, say
 from world import HERE
 
-NAMES = ("startup", "filter", "wake", "syncs", "roundtrip", "step", "fanout", "growth")
+NAMES = ("startup", "filter", "wake", "syncs", "roundtrip", "step", "fanout", "growth", "density")
 MODULES = {"filter": "filtering"}
 RESULTS = HERE / "results"
 

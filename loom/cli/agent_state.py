@@ -65,7 +65,9 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
     except (Config, NotFound):
         model, broken = agents.read_hint(agent.model) or "?", True
     said = agents.read_hint(agent.status)
-    is_missed = not alive and (want == "up" or (want == "demand" and agents.has_mail(agent)))
+    waiting = agents.waiting(agent)
+    has_mail = waiting > 0 or (want == "demand" and not alive and agents.has_mail(agent))
+    is_missed = not alive and (want == "up" or (want == "demand" and has_mail))
     reason, passing = _reason(agent, hindrance or Hindrance(home)) if is_missed else ("", False)
     if passing and said in _ALIVE:
         said = "restarting"  # perhaps nobody could write that down
@@ -76,7 +78,7 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
         alive=alive,
         pid=holder.pid if holder is not None else None,
         model=model,
-        waiting=agents.waiting(agent),
+        waiting=waiting,
         started_at=agents.read_hint(agent.started_at) if alive else "",
         reason=reason,
     )

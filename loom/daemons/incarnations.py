@@ -17,6 +17,7 @@ from loom.daemons.charge import Charge, Process
 from loom.proc import pidfd, spawn, tree
 from loom.spool import agents, crashes, fs, locks
 from loom.spool.layout import Home
+from loom.wire.agent import AgentSpec
 
 
 class Incarnations:
@@ -36,8 +37,7 @@ class Incarnations:
 
     def start(self, charge: Charge) -> Process:
         """Start the agent's runner. Raises Config when there is no such runner, OSError when it cannot be for now."""
-        assert charge.spec is not None
-        program = self._program(charge)
+        program = self._program(charge, agents.read_spec(charge.agent))
         stderr = fs.open_append(charge.agent.stderr)
         try:
             at = crashes.stderr_size(charge.agent)
@@ -49,9 +49,8 @@ class Incarnations:
             child.pid, child.start, child.pidfd, True, child.ready, agents.now_text(), stderr_at=at, mark=mark
         )
 
-    def _program(self, charge: Charge) -> spawn.Program:
-        spec, agent = charge.spec, charge.agent
-        assert spec is not None
+    def _program(self, charge: Charge, spec: AgentSpec) -> spawn.Program:
+        agent = charge.agent
         target = self._table.get(spec.runner)
         return spawn.Program(
             name=agent.name,

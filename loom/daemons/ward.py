@@ -7,21 +7,24 @@ from __future__ import annotations
 import os
 import random
 import signal
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from loom.core import supervision as core
 from loom.core.supervision import GiveUp, Kill, Limits, Start, Stop
+from loom.daemons import programs
 from loom.daemons.charge import Charge, exit_text, shared_token
 from loom.daemons.incarnations import Incarnations, age_s
 from loom.spool import agents, fs, locks, wake
 from loom.spool.home import disk_error
 from loom.spool.layout import Home
 from loom.wire import exits, ids
-from loom.wire.errors import Config
+from loom.wire.errors import Config, NotFound
 
 TROUBLE_S = 5.0  # an agent for which something failed (no space, no processes) is looked at again after this time
 _LOCKED_S = 1.0  # somebody holds an agent's lock for a moment (retry, fsck): no runner
@@ -38,12 +41,14 @@ class Loop(Protocol):
 class Ward:
     """`dirty` names agents whose files are to be looked at, `due` when the next step of an agent falls due.
 
+    unhurried   agents of which nothing was heard; looked at a few at a time, so that news never waits for them
     leaving   all are to stop, whatever is wanted of them: the supervisor goes
     """
 
     def __init__(self, home: Home, hands: Incarnations, table: Mapping[str, str], limits: Limits, loop: Loop) -> None:
         self.charges: dict[str, Charge] = {}
         self.dirty: set[str] = set()
+        self.unhurried: dict[str, None] = {}
         self.due: dict[str, float] = {}
         self.limits = limits
         self.leaving = False
@@ -61,32 +66,57 @@ class Ward:
         with os.scandir(self._home.agents) as entries:
             names = {e.name for e in entries if ids.is_agent(e.name) and e.is_dir(follow_symlinks=False)}
         for name in names - self.charges.keys():
-            self.charges[name] = Charge(self._home, name)
-            self.dirty.add(name)
+            self._add(name)
         self.dirty |= self.charges.keys() - names
         return list(self.charges.values())
 
+    def take_in(self, name: str) -> Charge | None:
+        """The same for one name in agents/ of which something was heard. None: that is no agent's directory."""
+        if name in self.charges:
+            self.dirty.add(name)
+        elif ids.is_agent(name) and _is_directory(self._home.agent(name).path):
+            self._add(name)
+        return self.charges.get(name)
+
+    def _add(self, name: str) -> None:
+        self.charges[name] = Charge(self._home, name)
+        self.dirty.add(name)
+
     def look_at_all(self) -> None:
-        """Everybody is dirty; runners whose inbox changed are rung, since the event may have been lost."""
+        """Nothing may be believed any more: everybody is looked at again, in turn."""
         self.settings_changed()
-        for charge in self.charges.values():
-            if charge.inbox_changed() and charge.process is not None:
-                wake.ring(self._home.wake_fifo(charge.name))
+        self.unhurried.update(dict.fromkeys(self.charges))
+
+    def next_unhurried(self, count: int) -> list[str]:
+        """Whom to look at now; runners whose inbox changed are rung, since the event may have been lost."""
+        names = list(islice(self.unhurried, count))
+        for name in names:
+            del self.unhurried[name]
+            charge = self.charges.get(name)
+            if charge is not None and charge.inbox_changed() and charge.process is not None:
+                wake.ring(self._home.wake_fifo(name))
+        return names
 
     def settings_changed(self) -> None:
-        self._shared = shared_token(self._home)
-        self.dirty.update(self.charges)
+        if (shared := shared_token(self._home)) != self._shared:
+            self._shared = shared
+            programs.warm(self._home)
+            self.unhurried.update(dict.fromkeys(self.charges))
 
     def pids(self) -> list[int]:
         return [charge.process.pid for charge in self.charges.values() if charge.process is not None]
 
-    def is_needed(self, but: str) -> bool:
-        """Whether an agent other than `but` is wanted up, or has mail that somebody waits for. Reads anew."""
+    def is_needed(self, but: str, *, anew: bool = False) -> bool:
+        """Whether an agent other than `but` is wanted up, or has mail that somebody waits for.
+
+        By what was read last, or `anew`: from the files of every agent, which takes its time among thousands.
+        """
         for name, charge in self.charges.items():
-            charge.refresh(self._shared, time.monotonic())
+            if anew:
+                charge.refresh(self._shared, time.monotonic())
             if charge.wanted.want == "up" and name != but:
                 return True
-            if charge.wanted.want == "demand" and agents.has_mail(charge.agent):
+            if charge.wanted.want == "demand" and (agents.has_mail(charge.agent) if anew else charge.mail):
                 return True
         return False
 
@@ -163,7 +193,7 @@ class Ward:
             if charge.seen.last == "later":  # it left for want of something; started into the same it would leave again
                 fs.probe(self._home.run)
             process = self._hands.start(charge)
-        except Config as error:
+        except (Config, NotFound) as error:  # not found: removed since it was read
             charge.refuse(error)
             charge.seen = core.parked(charge.wanted, charge.seen)
             self._loop.say("error", "refused", agent=charge.name, error=error.line())
@@ -213,8 +243,7 @@ class Ward:
         if b"\n" in data:
             charge.seen = core.became_ready(charge.seen)
             self.dirty.add(charge.name)
-            foreign = charge.spec is not None and charge.spec.runner not in self._table
-            if foreign and agents.read_hint(charge.agent.status) == "pending":
+            if charge.runner not in self._table and agents.read_hint(charge.agent.status) == "pending":
                 fs.hint(charge.agent.status, "idle")  # programs of others need not know of `status`; ours write it
 
     def _close_ready(self, charge: Charge) -> None:
@@ -264,6 +293,13 @@ def _was_sent_away(wanted: core.Wanted, seen: core.Seen, exit_: core.Exit) -> bo
     return seen.term_s is not None or (
         core.restarting(wanted, seen) and exit_.signal in (signal.SIGTERM, signal.SIGKILL)
     )
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _is_there(path: Path) -> bool:

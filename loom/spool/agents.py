@@ -41,7 +41,8 @@ def names(home: Home) -> list[str]:
         found = os.listdir(home.agents)
     except FileNotFoundError:
         return []
-    return sorted(n for n in found if ids.is_agent(n) and (home.agents / n / "agent.json").exists())
+    top, spec = str(home.agents), home.agent("a").spec.name
+    return sorted(n for n in found if ids.is_agent(n) and os.path.exists(f"{top}/{n}/{spec}"))
 
 
 def nearest(home: Home, name: str) -> str:
