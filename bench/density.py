@@ -18,7 +18,7 @@ from loom.spool import agents, locks, mailbox, wake, watch
 from loom.spool.home import open_home
 from loom.spool.layout import AgentDir, Home
 from loom.wire import ids, message
-from loom.wire.agent import AgentSpec, Restart, Want
+from loom.wire.agent import AgentSpec, Restart, Scale, Want
 from loom.wire.message import Message
 
 MIB = 1 << 20
@@ -102,7 +102,8 @@ def _dormant(table: Table, count: int, messages: int, idle_s: float) -> None:
 
 
 def _make(home: Home, name: str, model: str, want: Want) -> AgentDir:
-    return agents.create(home, AgentSpec(name=name, model=model, restart=AT_ONCE), "", want)
+    scale: Scale = "to-zero" if want == "demand" else ""
+    return agents.create(home, AgentSpec(name=name, model=model, restart=AT_ONCE, scale=scale), "", "up")
 
 
 @contextlib.contextmanager

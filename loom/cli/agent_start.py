@@ -46,6 +46,7 @@ class Options:
     restart_max: float | None
     restart_limit: int | None
     restart_window: float | None
+    scale: str | None
     detach: bool
     replace: bool
     json: bool
@@ -79,6 +80,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--restart-max", type=Seconds(), metavar="S", help="Seconds before a restart at most."),
     click.option("--restart-limit", type=click.IntRange(1), metavar="N", help="Crashes within the window until dead."),
     click.option("--restart-window", type=Seconds(), metavar="S", help="Seconds in which crashes count."),
+    click.option("--scale", type=click.Choice(("one", "to-zero")), help="to-zero: a process only while there is mail."),
     click.option("--detach", is_flag=True, help="Run it under the supervisor, serving its mailbox."),
     click.option("--replace", is_flag=True, help="With --detach: give an existing agent these settings."),
     click.option("--json", is_flag=True, help="Print NDJSON events; with --detach one object."),
@@ -154,6 +156,7 @@ def _check_combination(o: Options) -> None:
         "--restart-max": o.restart_max is not None,
         "--restart-limit": o.restart_limit is not None,
         "--restart-window": o.restart_window is not None,
+        "--scale": o.scale is not None,
     }
     never_detached = {
         "--stdin": o.stdin,
@@ -230,6 +233,7 @@ def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec
         restart=_restart(o, spec.restart),
         unsafe_no_sandbox=spec.unsafe_no_sandbox or o.unsafe_no_sandbox,
         schema=schema,
+        scale=spec.scale if o.scale is None else "to-zero" if o.scale == "to-zero" else "",
     )
 
 

@@ -55,8 +55,8 @@ class Charge:
 
     __slots__ = (
         *("home", "name", "wanted", "seen", "process", "absent", "met", "recheck_s", "trouble", "mail", "restart"),
-        *("runner", "_where", "_inbox_ns", "_swept_ns", "_spec_token", "_digest", "_want", "_shown", "_hindered"),
-        "_log",
+        *("runner", "to_zero", "_where", "_inbox_ns", "_swept_ns", "_spec_token", "_digest", "_want", "_shown"),
+        *("_hindered", "_log"),
     )
 
     def __init__(self, home: Home, name: str) -> None:
@@ -64,6 +64,7 @@ class Charge:
         self.name = name
         self.restart = Restart()  # this and the runner are those of the last agent.json that could be read
         self.runner = ""
+        self.to_zero = False
         self._log: Log | None = None
         self._where = str(home.agent(name).path)
         self.wanted = Wanted("down")
@@ -100,10 +101,12 @@ class Charge:
         asked = _token(f"{self._where}/{_FILES.want.name}")
         if asked != self.wanted.asked or self.recheck_s is not None:
             self._read_want(now_s)
-        if self._want == "demand":
+        # An agent that is wanted up and may go to zero is one on demand; that it is wanted keeps the supervisor.
+        want: Want = "demand" if self.to_zero and self._want == "up" else self._want
+        if want == "demand":
             self._look_for_mail()
         self.wanted = Wanted(
-            want="down" if self.absent else self._want,
+            want="down" if self.absent else want,
             restart=self.restart,
             mail=self.mail,
             asked=asked,
@@ -111,6 +114,9 @@ class Charge:
             settings=f"{self._digest} {shared}",
             broken=bool(self.trouble) and not self.absent,
         )
+
+    def is_wanted_up(self) -> bool:
+        return self._want == "up" and not self.absent
 
     def _read_spec(self) -> None:
         token = f"{_token(f'{self._where}/{_FILES.spec.name}')} {_token(f'{self._where}/{_FILES.prompt.name}')}"
@@ -122,6 +128,7 @@ class Charge:
             spec = agents.read_spec(self.agent)
             self.restart = _RESTARTS.setdefault(spec.restart, spec.restart)
             self.runner = sys.intern(spec.runner)
+            self.to_zero = spec.scale == "to-zero"
             self._digest = _digest(self.agent)
         except NotFound:
             self.absent = True

@@ -114,7 +114,7 @@ class Ward:
         for name, charge in self.charges.items():
             if anew:
                 charge.refresh(self._shared, time.monotonic())
-            if charge.wanted.want == "up" and name != but:
+            if charge.is_wanted_up() and name != but:
                 return True
             if charge.wanted.want == "demand" and (agents.has_mail(charge.agent) if anew else charge.mail):
                 return True

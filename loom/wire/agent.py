@@ -12,8 +12,10 @@ from loom.wire.record import field, record
 
 VERSION = 1
 Policy = Literal["always", "on-failure", "never"]
+Scale = Literal["", "to-zero"]
 Want = Literal["up", "down", "demand", "dead"]
 WANTS: tuple[Want, ...] = ("up", "down", "demand", "dead")
+SCALES: tuple[Scale, ...] = ("", "to-zero")
 POLICIES: tuple[Policy, ...] = ("always", "on-failure", "never")
 
 
@@ -39,7 +41,8 @@ class AgentSpec:
     options   sampling settings for the model; `context_tokens` among them says how many tokens it can hold
     env       added to the runner's environment; never a secret
     schema    the JSON Schema that every answer must fit; None: any text will do
-    idle_s    leave after so many idle seconds (pool agents); None: stay
+    scale     `to-zero`: a process only while there is mail, and for some idle time after; empty: always one
+    idle_s    leave after so many idle seconds; None: stay, or with `to-zero` after those of the setting scale.idle
     unsafe_no_sandbox   run-shell may run although there is no sandbox; recorded in the log
     """
 
@@ -53,11 +56,13 @@ class AgentSpec:
     idle_s: float | None = None
     unsafe_no_sandbox: bool = False
     schema: Mapping[str, Any] | None = None
+    scale: Scale = ""
     rest: Mapping[str, Any] = field(default_factory=dict)
 
 
 _FIELDS = {
     *("v", "name", "model", "runner", "tools", "restart", "options", "env", "idle_s", "unsafe_no_sandbox", "schema"),
+    "scale",
 }
 
 
@@ -82,6 +87,7 @@ def encode(spec: AgentSpec) -> bytes:
         "idle_s": spec.idle_s,
         "unsafe_no_sandbox": spec.unsafe_no_sandbox,
         **({} if spec.schema is None else {"schema": dict(spec.schema)}),
+        **({"scale": spec.scale} if spec.scale else {}),
         **spec.rest,
     }
     lines = [b"  " + dumps(k) + b": " + dumps(v) for k, v in fields.items()]
@@ -124,6 +130,9 @@ def _decode(raw: Mapping[str, Any]) -> AgentSpec:
     schema = raw.get("schema")
     if schema is not None and not isinstance(schema, dict):
         raise ValueError("field 'schema' is not an object")
+    scale = raw.get("scale", "")
+    if scale not in SCALES:
+        raise ValueError(f"scale {scale!r:.40} is not 'to-zero'")
     idle = raw.get("idle_s")
     if idle is not None:
         idle = _number(raw, "idle_s", 0)
@@ -138,6 +147,7 @@ def _decode(raw: Mapping[str, Any]) -> AgentSpec:
         idle_s=idle,
         unsafe_no_sandbox=raw.get("unsafe_no_sandbox") is True,
         schema=schema,
+        scale=scale,
         rest={k: v for k, v in raw.items() if k not in _FIELDS},
     )
 

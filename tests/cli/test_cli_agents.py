@@ -394,3 +394,13 @@ def test_rm_force_stops_it_first(loom: Loom) -> None:
     assert loom("agent", "rm", "x", "--force").status == 0
     assert loom("agent", "show", "x").status == 66
     assert not list((loom.home / "agents/.tmp").iterdir())
+
+
+def test_an_agent_that_may_go_to_zero_is_dormant_and_answers(loom: Loom) -> None:
+    start(loom, "--scale", "to-zero")
+    said = loom("agent", "ps")
+    assert re.search(r"^x +dormant +- +builtin/echo", said.out, re.MULTILINE), said
+    assert ask(loom, "hello") == "hello\n"
+    refused = loom("agent", "start", "x", "--detach", "--scale", "one")
+    assert refused.status == 2 and "scale 'to-zero', not ''" in refused.err
+    assert loom("agent", "start", "y", "--model", "builtin/echo", "--scale", "to-zero", "--prompt", "a").status == 2
