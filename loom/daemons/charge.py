@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 from loom.core.supervision import Exit, Kind, Seen, Wanted
+from loom.daemons.meter import Meter
 from loom.spool import agents, crashes, fs, locks, mailbox, wake
 from loom.spool.layout import AgentDir, Home
 from loom.spool.logs import Log
 from loom.wire import message
-from loom.wire.agent import WANTS, Restart, Want
+from loom.wire.agent import WANTS, AgentLimits, Restart, Want
 from loom.wire.errors import Config, LoomError, NotFound
 from loom.wire.record import field, record
 from loom.wire.times import rfc3339
@@ -55,7 +56,20 @@ class Charge:
 
     __slots__ = (
         *("home", "name", "wanted", "seen", "process", "absent", "met", "recheck_s", "trouble", "mail", "restart"),
-        *("runner", "to_zero", "_where", "_inbox_ns", "_swept_ns", "_spec_token", "_digest", "_want", "_shown"),
+        *(
+            "runner",
+            "to_zero",
+            "limits",
+            "meter",
+            "exceeded",
+            "_where",
+            "_inbox_ns",
+            "_swept_ns",
+            "_spec_token",
+            "_digest",
+            "_want",
+            "_shown",
+        ),
         *("_hindered", "_log"),
     )
 
@@ -65,6 +79,9 @@ class Charge:
         self.restart = Restart()  # this and the runner are those of the last agent.json that could be read
         self.runner = ""
         self.to_zero = False
+        self.limits: AgentLimits | None = None
+        self.meter: Meter | None = None  # while it runs and has limits
+        self.exceeded = ""  # the limit for which its process is being ended
         self._log: Log | None = None
         self._where = str(home.agent(name).path)
         self.wanted = Wanted("down")
@@ -129,6 +146,7 @@ class Charge:
             self.restart = _RESTARTS.setdefault(spec.restart, spec.restart)
             self.runner = sys.intern(spec.runner)
             self.to_zero = spec.scale == "to-zero"
+            self.limits = spec.limits or None
             self._digest = _digest(self.agent)
         except NotFound:
             self.absent = True
@@ -217,7 +235,7 @@ class Charge:
         now_us = time.time_ns() // 1000
         error_type, last_error = crashes.last_error(self.agent, process.since, now_us // 1000)
         if reason:
-            error_type, last_error = "not_ready", reason
+            error_type, last_error = "limit" if self.exceeded else "not_ready", reason
         stderr = crashes.stderr_tail(self.agent, process.stderr_at)
         record = {
             "ts": rfc3339(now_us),

@@ -24,12 +24,14 @@ class News:
 
     agents    names in agents/ that came or went
     changed   agents whose files are to be read again
+    stirred   agents that wrote their status
     mail      names that arrived in an agent's inbox
     """
 
     everywhere: bool = False
     settings: bool = False
     agents: set[str] = field(default_factory=set)
+    stirred: set[str] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)
     mail: dict[str, set[str]] = field(default_factory=dict)
 
@@ -107,6 +109,8 @@ class Sights:
         elif kind == "agent":
             if name in _DECIDING:
                 news.changed.add(agent)
+            elif name == _AGENT.status.name:
+                news.stirred.add(agent)
             elif name == _AGENT.inbox.name:
                 news.everywhere = True
         elif kind == "secrets" or name in _SETTINGS:

@@ -275,6 +275,8 @@ class Supervisor:
             self._sights.watch_home()
             self._ward.settings_changed()
         self._ward.dirty |= news.changed
+        for name in news.stirred:
+            self._ward.stirred(name)
         for name, arrived in news.mail.items():
             if name in self._ward.charges:
                 self._ward.mail_came(self._ward.charges[name], arrived)

@@ -4,6 +4,7 @@ decides is carried out. When to look, and at whom, is the loop's: loom/daemons/s
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from loom.core.supervision import GiveUp, Kill, Limits, Start, Stop
 from loom.daemons import programs
 from loom.daemons.charge import Charge, exit_text, shared_token
 from loom.daemons.incarnations import Incarnations, age_s
+from loom.daemons.meter import Meter
 from loom.spool import agents, fs, locks, wake
 from loom.spool.home import disk_error
 from loom.spool.layout import Home
@@ -142,8 +144,10 @@ class Ward:
             if step is None:
                 break
             self._carry_out(charge, step)
+        self._measure(charge, now)
         charge.show(core.status_of(self._wanted(charge), charge.seen))
-        times = (core.due_s(self._wanted(charge), charge.seen, self.limits), charge.recheck_s)
+        meter_s = None if charge.meter is None else charge.meter.due_s
+        times = (core.due_s(self._wanted(charge), charge.seen, self.limits), charge.recheck_s, meter_s)
         if (due := min((t for t in times if t is not None), default=None)) is not None:
             self.due[charge.name] = due
         if charge.absent and charge.process is None and not charge.agent.path.is_dir():
@@ -151,6 +155,28 @@ class Ward:
             del self.charges[charge.name]
             return False
         return True
+
+    def _measure(self, charge: Charge, now: float) -> None:
+        """Hold a running agent to its limits: whoever exceeds one is ended with all that it has started."""
+        process = charge.process
+        if process is None or charge.limits is None or charge.exceeded:
+            charge.meter = None
+            return
+        if charge.meter is None or charge.meter.limits != charge.limits:
+            charge.meter = Meter(charge.agent, charge.limits, process.pid, now)
+        if charge.meter.due_s > now or not (text := charge.meter.look(now)):
+            return
+        charge.exceeded, charge.meter = text, None
+        count = self._hands.kill(charge, process)
+        charge.seen = core.killed(charge.seen, now)
+        self._loop.say("warning", "killed", agent=charge.name, reason=text, processes=count)
+
+    def stirred(self, name: str) -> None:
+        """It wrote its status: it begins or ends something."""
+        charge = self.charges.get(name)
+        if charge is not None and charge.meter is not None:
+            charge.meter.hurry(time.monotonic())
+            self.due[name] = min(self.due.get(name, math.inf), charge.meter.due_s)
 
     def _wanted(self, charge: Charge) -> core.Wanted:
         return replace(charge.wanted, want="down") if self.leaving else charge.wanted
@@ -268,22 +294,32 @@ class Ward:
         charge.forget_mail()
         charge.refresh(self._shared, now)
         wanted = self._wanted(charge)
-        failed = exit_.code == exits.BAD_INPUT and self._fail_bad_message(charge)
+        failed = self._fail_message_at_fault(charge, exit_)
         finished = charge.finished_mark() != process.mark
         draw = random.random()
-        charge.seen = core.exited(wanted, before, exit_, now, draw, finished=finished, failed_message=failed)
-        kind = "stopped" if _was_sent_away(wanted, before, exit_) else core.kind_of(exit_, failed)
+        as_if = core.Exit(exits.BAD_INPUT) if failed else exit_
+        charge.seen = core.exited(wanted, before, as_if, now, draw, finished=finished, failed_message=failed)
+        kind = "stopped" if _was_sent_away(wanted, before, exit_) else core.kind_of(as_if, failed)
         self._loop.say("info", "exited", agent=charge.name, pid=process.pid, exit=exit_text(exit_), kind=kind)
         charge.show_ended(process, exit_)
         if kind in ("crash", "config"):
             due = core.due_s(wanted, charge.seen, self.limits)
-            reason = "" if before.kill_s is None else f"not ready within {self.limits.ready_s:g} s"
+            reason = charge.exceeded
+            if before.kill_s is not None and not reason:
+                reason = f"not ready within {self.limits.ready_s:g} s"
             try:
                 charge.record_crash(process, exit_, kind, reason, None if due is None else max(0.0, due - now))
             except OSError as error:
                 self._loop.say("error", "no_crash_record", agent=charge.name, error=str(error))
+        charge.exceeded = ""
 
-    def _fail_bad_message(self, charge: Charge) -> bool:
+    def _fail_message_at_fault(self, charge: Charge, exit_: core.Exit) -> bool:
+        """Whether what it had claimed was failed for how it ended: it refused it, or exceeded a limit over it."""
+        if charge.exceeded:
+            hint = f"ask for less, or raise the limit in {charge.agent.spec}"
+            return bool(charge.fail_claimed("limit", charge.exceeded, hint))
+        if exit_.code != exits.BAD_INPUT:
+            return False
         text = f"{charge.name} refused this message (exit status {exits.BAD_INPUT})"
         return bool(charge.fail_claimed("bad_input", text, f"see {charge.agent.stderr}"))
 

@@ -47,7 +47,7 @@ class Program:
     env: Mapping[str, str]
     entry: Entry | None = None
     argv: tuple[str, ...] = ()
-    nofile: tuple[int, int] | None = None
+    rlimits: tuple[tuple[int, tuple[int, int]], ...] = ()  # (RLIMIT_…, (soft, hard)); what it starts inherits them
 
 
 @record(frozen=False)
@@ -166,8 +166,8 @@ def _settle(program: Program, stderr: int, ready: int, alone: int) -> None:
     os.setsid()
     _place_descriptors(stderr, ready, alone, inheritable=program.entry is None)
     _reset_signals(forked=program.entry is not None)
-    if program.nofile is not None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, program.nofile)
+    for which, values in program.rlimits:
+        resource.setrlimit(which, values)
     os.umask(0o077)
     os.chdir(program.directory)
     os.environ.clear()
