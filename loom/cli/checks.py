@@ -58,7 +58,7 @@ def all_checks() -> list[Check]:
 
 
 def _machine() -> list[Check]:
-    return [_sandbox(), _openat2(), _tools()]
+    return [_sandbox(), _enclosure(), _openat2(), _tools()]
 
 
 def _python() -> Check:
@@ -157,6 +157,15 @@ def _user_namespaces() -> bool:
     if pid == 0:
         os._exit(0 if libc.unshare(0x10000000) == 0 else 1)  # CLONE_NEWUSER
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _enclosure() -> Check:
+    from loom.proc import enclosure
+
+    if enclosure.available():
+        return Check("tool processes", "ok", "in pid namespaces: nothing that a tool starts outlives its call")
+    hint = "allow user namespaces; until then what a tool hides from its session and environment may outlive its call"
+    return Check("tool processes", "note", "no pid namespaces here", hint)
 
 
 def _openat2() -> Check:

@@ -47,7 +47,10 @@ class Meter:
         self._pause_s = core.pause_s(self._pause_s, busy=busy)
         self.due_s = now_s + self._pause_s
         cpu_s = found.cpu_s - self._cpu_before_s
-        used = core.Usage(found.memory, cpu_s, found.most_files, found.processes, self._disk(now_s))
+        memory = found.memory
+        if self.limits.memory is not None and memory > self.limits.memory:
+            memory = usage.exact_memory_of(self._pid)
+        used = core.Usage(memory, cpu_s, found.most_files, found.processes, self._disk(now_s))
         return core.exceeded(self.limits, used)
 
     def _claimed(self) -> int:

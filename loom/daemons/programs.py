@@ -32,6 +32,7 @@ PRELOAD = (
     "loom.models.keys",
     "loom.models.builtin.echo",
     "loom.models.builtin.text",
+    "loom.proc.enclosure",
     "loom.proc.toolcall",
     "orjson",
 )

@@ -30,7 +30,7 @@ from loom.daemons import programs
 from loom.daemons.incarnations import Incarnations
 from loom.daemons.sights import Sights
 from loom.daemons.ward import TROUBLE_S, Ward
-from loom.proc import pidfd, spawn, tree
+from loom.proc import enclosure, pidfd, spawn, tree
 from loom.spool import agents, fs, goals, locks, wake
 from loom.spool.home import disk_error, open_home
 from loom.spool.layout import Home, default_home
@@ -139,6 +139,7 @@ class Supervisor:
         for line in programs.preload(self._table):
             self.say("warning", "not_loaded", error=line)
         programs.warm(self.home)
+        enclosure.available()  # tried once, for all our forks
         self._hands = Incarnations(self.home, self._table, self._env)
         self._ward = Ward(self.home, self._hands, self._table, self.settings.limits, self)
         self._safely("", self._provide_router)
