@@ -68,7 +68,7 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
     works_by = "demand" if to_zero and want == "up" else want
     said = agents.read_hint(agent.status)
     waiting = agents.waiting(agent)
-    has_mail = waiting > 0 or (works_by == "demand" and not alive and agents.has_mail(agent))
+    has_mail = waiting > 0 or (works_by == "demand" and not alive and agents.has_claimed(agent))
     is_missed = not alive and (works_by == "up" or (works_by == "demand" and has_mail))
     reason, passing = _reason(agent, hindrance or Hindrance(home)) if is_missed else ("", False)
     if passing and said in _ALIVE:

@@ -10,7 +10,7 @@ import time
 
 from loom.core import limits as core
 from loom.proc import usage
-from loom.spool import mailbox
+from loom.spool import agents
 from loom.spool.layout import AgentDir
 from loom.wire.agent import AgentLimits
 
@@ -62,7 +62,7 @@ class Meter:
 
     def _disk(self, now_s: float) -> int | None:
         """Only while there is a message to fail for it: ending an idle process makes no room."""
-        if self.limits.disk is None or now_s < self._disk_at or not mailbox.in_progress(self._agent):
+        if self.limits.disk is None or now_s < self._disk_at or not agents.has_claimed(self._agent):
             return None
         began = time.monotonic()
         size = usage.disk_of(str(self._agent.path))

@@ -116,13 +116,19 @@ def waiting(agent: AgentDir) -> int:
 
 def has_mail(agent: AgentDir) -> bool:
     """Whether there is anything to do: waiting or claimed and not finished."""
-    for directory in (agent.inbox, agent.in_progress):
-        try:
-            if any(n.endswith(".msg") and not n.startswith(".") for n in os.listdir(directory)):
-                return True
-        except FileNotFoundError:
-            continue
-    return False
+    return _has_message(agent.inbox) or _has_message(agent.in_progress)
+
+
+def has_claimed(agent: AgentDir) -> bool:
+    """Whether a message was claimed and not finished."""
+    return _has_message(agent.in_progress)
+
+
+def _has_message(directory: Path) -> bool:
+    try:
+        return any(n.endswith(".msg") and not n.startswith(".") for n in os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def finished_mark(agent: AgentDir) -> frozenset[tuple[str, int]]:
