@@ -32,6 +32,7 @@ READY_FD = 3
 ALONE_FD = 4
 _SYS_CLOSE_RANGE = 436
 _RESET = sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_ALL = signal.valid_signals()
 _BASE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LOOM_LOG")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -101,7 +102,7 @@ def spawn(program: Program, stderr: int, alone: int) -> Spawned:
         sys.stdout.flush()
         sys.stderr.flush()
         # Blocked over the fork: a signal must reach either our handlers or the child's defaults, not a mixture.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
         try:
             pid = os.fork()
             if pid == 0:
