@@ -14,7 +14,7 @@ import page
 from measure import Table, machine, save, say
 from world import HERE
 
-NAMES = ("startup", "filter", "wake", "syncs", "roundtrip", "step", "fanout", "growth", "routing")
+NAMES = ("startup", "filter", "wake", "syncs", "roundtrip", "step", "fanout", "growth", "routing", "density")
 MODULES = {"filter": "filtering"}
 RESULTS = HERE / "results"
 

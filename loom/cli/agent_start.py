@@ -16,7 +16,7 @@ from loom.spool import agents, config
 from loom.spool.layout import Home
 from loom.wire import agent as wire
 from loom.wire import ids
-from loom.wire.agent import AgentSpec, Restart
+from loom.wire.agent import AgentLimits, AgentSpec, Restart
 from loom.wire.errors import BadInput, NotFound, Usage
 from loom.wire.record import record, replace
 
@@ -45,6 +45,8 @@ class Options:
     restart_max: float | None
     restart_limit: int | None
     restart_window: float | None
+    scale: str | None
+    limit: tuple[str, ...]
     detach: bool
     replace: bool
     json: bool
@@ -78,6 +80,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--restart-max", type=Seconds(), metavar="S", help="Seconds before a restart at most."),
     click.option("--restart-limit", type=click.IntRange(1), metavar="N", help="Crashes within the window until dead."),
     click.option("--restart-window", type=Seconds(), metavar="S", help="Seconds in which crashes count."),
+    click.option("--scale", type=click.Choice(("one", "to-zero")), help="to-zero: a process only while there is mail."),
+    click.option("--limit", metavar="K=V", multiple=True, help="memory, cpu_s, files, processes or disk; repeatable."),
     click.option("--detach", is_flag=True, help="Run it under the supervisor, serving its mailbox."),
     click.option("--replace", is_flag=True, help="With --detach: give an existing agent these settings."),
     click.option("--json", is_flag=True, help="Print NDJSON events; with --detach one object."),
@@ -153,6 +157,8 @@ def _check_combination(o: Options) -> None:
         "--restart-max": o.restart_max is not None,
         "--restart-limit": o.restart_limit is not None,
         "--restart-window": o.restart_window is not None,
+        "--scale": o.scale is not None,
+        "--limit": bool(o.limit),
     }
     never_detached = {
         "--stdin": o.stdin,
@@ -229,7 +235,25 @@ def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec
         restart=_restart(o, spec.restart),
         unsafe_no_sandbox=spec.unsafe_no_sandbox or o.unsafe_no_sandbox,
         schema=schema,
+        limits=_limits(o, spec.limits),
+        scale=spec.scale if o.scale is None else "to-zero" if o.scale == "to-zero" else "",
     )
+
+
+def _limits(o: Options, base: AgentLimits) -> AgentLimits:
+    """`--limit memory=256MiB`, over those of before; an empty value takes one away. Raises Usage."""
+    given: dict[str, Any] = wire.limits_to_json(base)
+    for pair in o.limit:
+        name, is_pair, value = pair.partition("=")
+        if not is_pair:
+            raise Usage(f"--limit {pair!r} is not NAME=VALUE", hint="for example: --limit memory=256MiB")
+        try:
+            number: Any = wire.parse_size(value) if name in ("memory", "disk") and value else float(value or 0)
+            given[name] = None if not value else number if name == "cpu_s" else int(number)
+            wire.decode_limits(given)
+        except ValueError as error:
+            raise Usage(f"--limit {pair}: {error}") from None
+    return wire.decode_limits(given)
 
 
 def _read_schema(path: str) -> dict[str, Any]:

@@ -61,22 +61,26 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
     holder = locks.holder(agent.lock) if alive else None
     want = agents.read_want(agent)
     try:
-        model, broken = agents.read_spec(agent).model, False
+        spec = agents.read_spec(agent)
+        model, broken, to_zero = spec.model, False, spec.scale == "to-zero"
     except (Config, NotFound):
-        model, broken = agents.read_hint(agent.model) or "?", True
+        model, broken, to_zero = agents.read_hint(agent.model) or "?", True, False
+    works_by = "demand" if to_zero and want == "up" else want
     said = agents.read_hint(agent.status)
-    is_missed = not alive and (want == "up" or (want == "demand" and agents.has_mail(agent)))
+    waiting = agents.waiting(agent)
+    has_mail = waiting > 0 or (works_by == "demand" and not alive and agents.has_claimed(agent))
+    is_missed = not alive and (works_by == "up" or (works_by == "demand" and has_mail))
     reason, passing = _reason(agent, hindrance or Hindrance(home)) if is_missed else ("", False)
     if passing and said in _ALIVE:
         said = "restarting"  # perhaps nobody could write that down
     return State(
         name=agent.name,
-        status=status(said, want, alive=alive, broken=broken),
+        status=status(said, works_by, alive=alive, broken=broken),
         want=want,
         alive=alive,
         pid=holder.pid if holder is not None else None,
         model=model,
-        waiting=agents.waiting(agent),
+        waiting=waiting,
         started_at=agents.read_hint(agent.started_at) if alive else "",
         reason=reason,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -21,9 +20,9 @@ from loom.spool import agents, config, fs, wake
 from loom.spool.config import Loaded
 from loom.spool.layout import Home
 from loom.wire import exits
-from loom.wire.agent import AgentSpec, Want
+from loom.wire.agent import AgentSpec
 from loom.wire.errors import Config, NotFound, Usage
-from loom.wire.weave import IDLE_S, Route, Weave, WeaveAgent
+from loom.wire.weave import Route, Weave, WeaveAgent
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
 _FILE = click.option("-f", "--file", metavar="FILE", help="The weave; by default loom.yml here or in the home.")
@@ -152,18 +151,15 @@ def spec_of(agent: WeaveAgent, weave: str, file: str) -> AgentSpec:
         if not place.is_dir():
             raise NotFound(f"agent {agent.name!r}: the workspace {agent.workspace!r} is no directory")
         env[WORKSPACE_ENV] = str(place)
-    limits = {name: value for name, value in asdict(agent.limits).items() if value is not None}
     return AgentSpec(
         name=agent.name,
         model=agent.model,
         tools=agent.tools,
         restart=agent.restart,
         env=env,
-        idle_s=IDLE_S if agent.scale == "to-zero" else None,
-        rest={
-            **({"limits": limits} if limits else {}),
-            "weave": {"name": weave, "file": file, "digest": agent.digest},
-        },
+        limits=agent.limits,
+        scale="to-zero" if agent.scale == "to-zero" else "",
+        rest={"weave": {"name": weave, "file": file, "digest": agent.digest}},
     )
 
 
@@ -182,11 +178,10 @@ def _carry_out(home: Home, change: Change, specs: dict[str, AgentSpec], by_name:
     if change.how == "unchanged":
         return
     _seed(home, by_name[change.name])
-    word: Want = "demand" if by_name[change.name].scale == "to-zero" else "up"
     if change.how == "changed":
-        agents.create(home, specs[change.name], by_name[change.name].system, word)
+        agents.create(home, specs[change.name], by_name[change.name].system, "up")
     else:
-        weaving.want(agent, word)
+        weaving.want(agent, "up")
 
 
 def _left_behind(home: Home, weave: Weave) -> list[tuple[str, int]]:

@@ -303,7 +303,7 @@ def _again(w: Wanted, s: Seen, kind: Kind, now_s: float, draw: float, finished: 
     if kind == "crash":
         crashes = (*(t for t in crashes if now_s - t <= w.restart.window_s), now_s)
     elif kind == "done":
-        return _after_done(w, replace(s, n=n, crashes=crashes, last="done"), now_s, wait_s, finished)
+        return _after_done(w, replace(s, n=n, crashes=crashes, last="done"), now_s, draw, finished)
     if w.restart.policy == "never":
         return replace(s, n=0, crashes=(), parked="done")
     if kind == "bad_message":
@@ -313,10 +313,13 @@ def _again(w: Wanted, s: Seen, kind: Kind, now_s: float, draw: float, finished: 
     return replace(s, n=n + 1, crashes=crashes, start_after_s=now_s + wait_s)
 
 
-def _after_done(w: Wanted, s: Seen, now_s: float, wait_s: float, finished: bool) -> Seen:
+def _after_done(w: Wanted, s: Seen, now_s: float, draw: float, finished: bool) -> Seen:
     if w.want == "demand":
-        # Dormant. With mail that it left lying it would be started at once and leave again: hence the growing wait.
-        return replace(s, start_after_s=now_s) if finished else replace(s, n=s.n + 1, start_after_s=now_s + wait_s)
+        # Dormant. Mail may have come while it left, so the next start is at once; but mail that it leaves lying every
+        # time would have it started for ever: hence the growing wait from the second time on.
+        if finished or s.n == 0:
+            return replace(s, n=0 if finished else 1, start_after_s=now_s)
+        return replace(s, n=s.n + 1, start_after_s=now_s + delay_s(s.n - 1, draw, w.restart.base_s, w.restart.max_s))
     if w.want == "up" and w.restart.policy != "always":
         return replace(s, n=0, crashes=(), parked="done")
     least_s = delay_s(0, 0.0, w.restart.base_s, w.restart.max_s)

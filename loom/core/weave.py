@@ -15,7 +15,7 @@ from typing import Any
 from loom.core.routing import circle
 from loom.core.weave_nodes import Node, Reader, nearest
 from loom.wire import ids
-from loom.wire.agent import POLICIES, Restart
+from loom.wire.agent import POLICIES, AgentLimits, Restart
 from loom.wire.errors import Usage
 from loom.wire.jsontext import dumps
 from loom.wire.record import field, record
@@ -24,7 +24,6 @@ from loom.wire.weave import (
     SCALES,
     VERSION,
     Feed,
-    Limits,
     Operator,
     Route,
     Weave,
@@ -217,7 +216,7 @@ class _Parser:
             given["limit"] = read.count(keys["limit"], f"{what}.limit")
         return Restart(**given)
 
-    def _limits(self, node: Node, what: str) -> Limits:
+    def _limits(self, node: Node, what: str) -> AgentLimits:
         read, keys = self.read, self.read.mapping(node, what, LIMITS)
         given: dict[str, Any] = {}
         for name, least in (("memory", 32 << 20), ("disk", 64 << 10)):
@@ -232,7 +231,7 @@ class _Parser:
         for name, least in (("files", 32), ("processes", 1)):
             if name in keys:
                 given[name] = read.count(keys[name], f"{what}.{name}", least)
-        return Limits(**given)
+        return AgentLimits(**given)
 
     def _env(self, node: Node, what: str) -> dict[str, str]:
         found = {}

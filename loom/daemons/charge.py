@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from pathlib import Path
 
 from loom.core.supervision import Exit, Kind, Seen, Wanted
+from loom.daemons.meter import Meter
 from loom.spool import agents, crashes, fs, locks, mailbox, wake
 from loom.spool.layout import AgentDir, Home
 from loom.spool.logs import Log
 from loom.wire import message
-from loom.wire.agent import WANTS, AgentSpec, Restart, Want
+from loom.wire.agent import WANTS, AgentLimits, Restart, Want
 from loom.wire.errors import Config, LoomError, NotFound
 from loom.wire.record import field, record
 from loom.wire.times import rfc3339
@@ -42,15 +44,46 @@ class Process:
         return f"{self.pid}.{self.start}"
 
 
+_FILES = Home(Path()).agent("a")  # names are joined as strings here: sweeps ask for thousands of them
+_RESTARTS: dict[Restart, Restart] = {}  # most agents have the same: one object for all of them
+
+
 class Charge:
-    """`wanted` and `seen` are what loom.core.supervision decides on; `spec` is the last one that could be read."""
+    """`wanted` and `seen` are what loom.core.supervision decides on.
+
+    There may be ten thousand of these, nearly all of them asleep: what can be read or made again is not kept.
+    """
+
+    __slots__ = (
+        *("home", "name", "wanted", "seen", "process", "absent", "met", "recheck_s", "trouble", "mail", "restart"),
+        *(
+            "runner",
+            "to_zero",
+            "limits",
+            "meter",
+            "exceeded",
+            "_where",
+            "_inbox_ns",
+            "_swept_ns",
+            "_spec_token",
+            "_digest",
+            "_want",
+            "_shown",
+        ),
+        *("_hindered", "_log"),
+    )
 
     def __init__(self, home: Home, name: str) -> None:
         self.home = home
         self.name = name
-        self.agent: AgentDir = home.agent(name)
-        self.log = Log(self.agent.logs)
-        self.spec: AgentSpec | None = None
+        self.restart = Restart()  # this and the runner are those of the last agent.json that could be read
+        self.runner = ""
+        self.to_zero = False
+        self.limits: AgentLimits | None = None
+        self.meter: Meter | None = None  # while it runs and has limits
+        self.exceeded = ""  # the limit for which its process is being ended
+        self._log: Log | None = None
+        self._where = str(home.agent(name).path)
         self.wanted = Wanted("down")
         self.seen = Seen()
         self.process: Process | None = None
@@ -67,19 +100,31 @@ class Charge:
         self._shown = ""
         self._hindered = ""
 
+    @property
+    def agent(self) -> AgentDir:
+        return self.home.agent(self.name)
+
+    @property
+    def log(self) -> Log:
+        if self._log is None:
+            self._log = Log(self.agent.logs)
+        return self._log
+
     # -- reading -------------------------------------------------------------------------------------------
 
     def refresh(self, shared: str, now_s: float) -> None:
         """Read what changed. `shared` changes with config.yml and secrets/. Raises OSError."""
         self._read_spec()
-        asked = _token(self.agent.want)
+        asked = _token(f"{self._where}/{_FILES.want.name}")
         if asked != self.wanted.asked or self.recheck_s is not None:
             self._read_want(now_s)
-        if self._want == "demand":
+        # An agent that is wanted up and may go to zero is one on demand; that it is wanted keeps the supervisor.
+        want: Want = "demand" if self.to_zero and self._want == "up" else self._want
+        if want == "demand":
             self._look_for_mail()
         self.wanted = Wanted(
-            want="down" if self.absent else self._want,
-            restart=self.spec.restart if self.spec else Restart(),
+            want="down" if self.absent else want,
+            restart=self.restart,
             mail=self.mail,
             asked=asked,
             spec=self._digest,
@@ -87,14 +132,21 @@ class Charge:
             broken=bool(self.trouble) and not self.absent,
         )
 
+    def is_wanted_up(self) -> bool:
+        return self._want == "up" and not self.absent
+
     def _read_spec(self) -> None:
-        token = f"{_token(self.agent.spec)} {_token(self.agent.prompt)}"
+        token = f"{_token(f'{self._where}/{_FILES.spec.name}')} {_token(f'{self._where}/{_FILES.prompt.name}')}"
         if token == self._spec_token:
             return
         self.trouble = ""
         try:
             self.absent = False
-            self.spec = agents.read_spec(self.agent)
+            spec = agents.read_spec(self.agent)
+            self.restart = _RESTARTS.setdefault(spec.restart, spec.restart)
+            self.runner = sys.intern(spec.runner)
+            self.to_zero = spec.scale == "to-zero"
+            self.limits = spec.limits or None
             self._digest = _digest(self.agent)
         except NotFound:
             self.absent = True
@@ -120,7 +172,7 @@ class Charge:
     def _look_for_mail(self) -> None:
         """List the inbox only when it changed or held something the last time."""
         try:
-            changed_ns = os.stat(self.agent.inbox).st_mtime_ns
+            changed_ns = os.stat(f"{self._where}/{_FILES.inbox.name}").st_mtime_ns
         except FileNotFoundError:
             changed_ns = -1
         if self.mail or changed_ns != self._inbox_ns:
@@ -130,7 +182,7 @@ class Charge:
     def inbox_changed(self) -> bool:
         """Whether something happened in the inbox since this was asked last: for the sweep, where no event came."""
         try:
-            changed_ns = os.stat(self.agent.inbox).st_mtime_ns
+            changed_ns = os.stat(f"{self._where}/{_FILES.inbox.name}").st_mtime_ns
         except OSError:
             return False
         before, self._swept_ns = self._swept_ns, changed_ns
@@ -138,7 +190,7 @@ class Charge:
 
     def finished_mark(self) -> frozenset[tuple[str, int]]:
         """Two marks differ when this agent finished a message between them; the router's are replies sent on."""
-        if self.spec is not None and self.spec.runner == "router":
+        if self.runner == "router":
             return agents.routed_mark(self.home)
         return agents.finished_mark(self.agent)
 
@@ -183,7 +235,7 @@ class Charge:
         now_us = time.time_ns() // 1000
         error_type, last_error = crashes.last_error(self.agent, process.since, now_us // 1000)
         if reason:
-            error_type, last_error = "not_ready", reason
+            error_type, last_error = "limit" if self.exceeded else "not_ready", reason
         stderr = crashes.stderr_tail(self.agent, process.stderr_at)
         record = {
             "ts": rfc3339(now_us),
@@ -296,7 +348,7 @@ def signal_name(number: int | None) -> str | None:
         return f"SIG{number}"
 
 
-def _token(path: Path) -> str:
+def _token(path: str | Path) -> str:
     """Changes whenever the file is replaced or rewritten; empty when there is none."""
     try:
         return fs.token(path)
@@ -306,7 +358,8 @@ def _token(path: Path) -> str:
 
 def shared_token(home: Home) -> str:
     """Changes with what every agent's configuration may depend on."""
-    return f"{_token(home.config)} {_token(home.secrets)} {_token(home.routes)}"
+    known = f"{_token(home.config)} {_token(home.secrets)} {_token(home.routes)}"
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
 def _digest(agent: AgentDir) -> str:
@@ -317,4 +370,4 @@ def _digest(agent: AgentDir) -> str:
         except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
             pass
         sums.update(b"\0")
-    return sums.hexdigest()
+    return sums.hexdigest()[:32]

@@ -17,6 +17,7 @@ from loom.daemons.charge import Charge, Process
 from loom.proc import pidfd, spawn, tree
 from loom.spool import agents, crashes, fs, locks
 from loom.spool.layout import Home
+from loom.wire.agent import AgentLimits, AgentSpec
 
 
 class Incarnations:
@@ -36,8 +37,7 @@ class Incarnations:
 
     def start(self, charge: Charge) -> Process:
         """Start the agent's runner. Raises Config when there is no such runner, OSError when it cannot be for now."""
-        assert charge.spec is not None
-        program = self._program(charge)
+        program = self._program(charge, agents.read_spec(charge.agent))
         stderr = fs.open_append(charge.agent.stderr)
         try:
             at = crashes.stderr_size(charge.agent)
@@ -49,9 +49,8 @@ class Incarnations:
             child.pid, child.start, child.pidfd, True, child.ready, agents.now_text(), stderr_at=at, mark=mark
         )
 
-    def _program(self, charge: Charge) -> spawn.Program:
-        spec, agent = charge.spec, charge.agent
-        assert spec is not None
+    def _program(self, charge: Charge, spec: AgentSpec) -> spawn.Program:
+        agent = charge.agent
         target = self._table.get(spec.runner)
         return spawn.Program(
             name=agent.name,
@@ -59,7 +58,7 @@ class Incarnations:
             env=spawn.runner_environment(self._base, self._home.path, agent.name, agent.path, spec.env),
             entry=programs.entry_of(target) if target else None,
             argv=() if target else programs.command_of(spec.runner, agent.path),
-            nofile=self._nofile,
+            rlimits=_rlimits(spec.limits, self._nofile),
         )
 
     def adopt(self, charge: Charge) -> Process | None:
@@ -105,6 +104,21 @@ class Incarnations:
         code = pidfd.reap(process.pidfd)
         os.close(process.pidfd)
         return Exit() if code is None else _exit(code)
+
+
+def _rlimits(limits: AgentLimits, nofile: tuple[int, int]) -> tuple[tuple[int, tuple[int, int]], ...]:
+    """What the kernel holds each process to, also when no supervisor is there to measure.
+
+    Memory far above the limit: a process that the supervisor ends leaves a reason, one that gets no memory hardly ever.
+    """
+    found = [(resource.RLIMIT_NOFILE, nofile)]
+    if limits.files is not None:
+        found = [(resource.RLIMIT_NOFILE, (min(limits.files, nofile[1]),) * 2)]
+    if limits.memory is not None:
+        found.append((resource.RLIMIT_DATA, (4 * limits.memory,) * 2))
+    if limits.disk is not None:
+        found.append((resource.RLIMIT_FSIZE, (4 * limits.disk,) * 2))
+    return tuple(found)
 
 
 def _exit(code: int) -> Exit:

@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from loom.proc.spawn import Entry
-from loom.spool.layout import programs_dir
+from loom.spool import config
+from loom.spool.layout import Home, programs_dir
 from loom.wire import exits, ids
 from loom.wire.errors import Config, LoomError
 
@@ -29,7 +30,10 @@ RUNNERS: dict[str, str] = {
 PRELOAD = (
     "loom.models.transport",
     "loom.models.openai",
+    "loom.models.keys",
+    "loom.models.builtin.echo",
     "loom.models.builtin.text",
+    "loom.proc.enclosure",
     "loom.proc.toolcall",
     "base64",
     "hashlib",
@@ -47,6 +51,14 @@ def preload(programs: Mapping[str, str]) -> list[str]:
         except ImportError as error:
             failed.append(f"{module}: {error}")
     return failed
+
+
+def warm(home: Home) -> None:
+    """Read config.yml, as every runner does first: a fork of ours then has it parsed, and its parser loaded."""
+    try:
+        config.load(home, {})
+    except (LoomError, OSError):
+        pass  # the runners say what is wrong with it
 
 
 def entry_of(target: str) -> Entry:

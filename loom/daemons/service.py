@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loom.proc.stopping import Leaving, Stopping
-from loom.spool import agents, blobs, bodies, fs, locks, mailbox, ndjson, threads, wake
+from loom.spool import agents, blobs, bodies, config, fs, locks, mailbox, ndjson, threads, wake
 from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home
 from loom.spool.logs import Log
@@ -178,6 +178,7 @@ class MailboxLoop:
         self.inbox = mailbox.Inbox(agent.dir)
         self.bell = wake.listen(agent.home.wake_fifo(agent.dir.name))
         self.alone = Alone()
+        self._idle_s = _idle_s(agent)
         self._status = ""
 
     def close(self) -> None:
@@ -210,9 +211,7 @@ class MailboxLoop:
             if drain:
                 return exits.DONE
             self._show("idle")
-            left_s = (
-                None if self.agent.spec.idle_s is None else self.agent.spec.idle_s - (time.monotonic() - idle_since)
-            )
+            left_s = None if self._idle_s is None else self._idle_s - (time.monotonic() - idle_since)
             if left_s is not None and left_s <= 0:
                 return exits.DONE
             self._mend_bell()
@@ -391,6 +390,13 @@ class MailboxLoop:
 
     def _tell_set_aside(self, name: str, reason: str) -> None:
         self.agent.log.error("unreadable", name=ascii(name)[1:-1], reason=reason)
+
+
+def _idle_s(agent: Agent) -> float | None:
+    """After how many idle seconds this process leaves; None: never. Mail that comes then starts the next one."""
+    if agent.spec.idle_s is None and agent.spec.scale == "to-zero":
+        return float(config.load(agent.home, os.environ)["scale.idle"])
+    return agent.spec.idle_s
 
 
 def _release_if_possible(turn: Turn) -> None:

@@ -20,11 +20,18 @@ _AGENTS, _PIPES, _HOME, _SECRETS = ("agents", ""), ("agents", "pipes"), ("home",
 
 @record(frozen=False)
 class News:
-    """`changed`: agents whose files are to be read again; `mail`: names that arrived in an agent's inbox."""
+    """What was heard of.
+
+    agents    names in agents/ that came or went
+    changed   agents whose files are to be read again
+    stirred   agents that wrote their status
+    mail      names that arrived in an agent's inbox
+    """
 
     everywhere: bool = False
-    agents: bool = False
     settings: bool = False
+    agents: set[str] = field(default_factory=set)
+    stirred: set[str] = field(default_factory=set)
     changed: set[str] = field(default_factory=set)
     mail: dict[str, set[str]] = field(default_factory=dict)
 
@@ -96,13 +103,15 @@ class Sights:
     def _take(self, news: News, key: tuple[str, str], name: str) -> None:
         kind, agent = key
         if kind == "agents":
-            news.agents = True
+            news.agents.add(name)
         elif kind == "inbox":
             if name.endswith(".msg") and not name.startswith("."):
                 news.mail.setdefault(agent, set()).add(name)
         elif kind == "agent":
             if name in _DECIDING:
                 news.changed.add(agent)
+            elif name == _AGENT.status.name:
+                news.stirred.add(agent)
             elif name == _AGENT.inbox.name:
                 news.everywhere = True
         elif kind == "secrets" or name in _SETTINGS:

@@ -39,7 +39,14 @@ def model_context(home: Home, env: Mapping[str, str], cwd: str, extra_env: Mappi
         extra_env=dict(extra_env),
         blob=lambda digest: _blob(home, digest),
         blob_path=lambda digest: str(blobs.path_of(home.blobs, digest)),
+        enclose=_enclose,
     )
+
+
+def _enclose() -> None:
+    from loom.proc import enclosure  # here, because most models are no programs
+
+    enclosure.enter()
 
 
 def _blob(home: Home, digest: str) -> bytes:

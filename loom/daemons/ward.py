@@ -4,24 +4,29 @@ decides is carried out. When to look, and at whom, is the loop's: loom/daemons/s
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from loom.core import supervision as core
 from loom.core.supervision import GiveUp, Kill, Limits, Start, Stop
+from loom.daemons import programs
 from loom.daemons.charge import Charge, exit_text, shared_token
 from loom.daemons.incarnations import Incarnations, age_s
+from loom.daemons.meter import Meter
 from loom.spool import agents, fs, locks, wake
 from loom.spool.home import disk_error
 from loom.spool.layout import Home
 from loom.wire import exits, ids
-from loom.wire.errors import Config
+from loom.wire.errors import Config, NotFound
 
 TROUBLE_S = 5.0  # an agent for which something failed (no space, no processes) is looked at again after this time
 _LOCKED_S = 1.0  # somebody holds an agent's lock for a moment (retry, fsck): no runner
@@ -38,12 +43,14 @@ class Loop(Protocol):
 class Ward:
     """`dirty` names agents whose files are to be looked at, `due` when the next step of an agent falls due.
 
+    unhurried   agents of which nothing was heard; looked at a few at a time, so that news never waits for them
     leaving   all are to stop, whatever is wanted of them: the supervisor goes
     """
 
     def __init__(self, home: Home, hands: Incarnations, table: Mapping[str, str], limits: Limits, loop: Loop) -> None:
         self.charges: dict[str, Charge] = {}
         self.dirty: set[str] = set()
+        self.unhurried: dict[str, None] = {}
         self.due: dict[str, float] = {}
         self.limits = limits
         self.leaving = False
@@ -62,32 +69,57 @@ class Ward:
         if self._home.pipes.is_dir():
             names |= _directories(self._home.pipes, ids.is_instance)
         for name in names - self.charges.keys():
-            self.charges[name] = Charge(self._home, name)
-            self.dirty.add(name)
+            self._add(name)
         self.dirty |= self.charges.keys() - names
         return list(self.charges.values())
 
+    def take_in(self, name: str) -> Charge | None:
+        """The same for one name of which something was heard. None: there is no agent of that name."""
+        if name in self.charges:
+            self.dirty.add(name)
+        elif ids.is_mailbox(name) and _is_directory(self._home.agent(name).path):
+            self._add(name)
+        return self.charges.get(name)
+
+    def _add(self, name: str) -> None:
+        self.charges[name] = Charge(self._home, name)
+        self.dirty.add(name)
+
     def look_at_all(self) -> None:
-        """Everybody is dirty; runners whose inbox changed are rung, since the event may have been lost."""
+        """Nothing may be believed any more: everybody is looked at again, in turn."""
         self.settings_changed()
-        for charge in self.charges.values():
-            if charge.inbox_changed() and charge.process is not None:
-                wake.ring(self._home.wake_fifo(charge.name))
+        self.unhurried.update(dict.fromkeys(self.charges))
+
+    def next_unhurried(self, count: int) -> list[str]:
+        """Whom to look at now; runners whose inbox changed are rung, since the event may have been lost."""
+        names = list(islice(self.unhurried, count))
+        for name in names:
+            del self.unhurried[name]
+            charge = self.charges.get(name)
+            if charge is not None and charge.inbox_changed() and charge.process is not None:
+                wake.ring(self._home.wake_fifo(name))
+        return names
 
     def settings_changed(self) -> None:
-        self._shared = shared_token(self._home)
-        self.dirty.update(self.charges)
+        if (shared := shared_token(self._home)) != self._shared:
+            self._shared = shared
+            programs.warm(self._home)
+            self.unhurried.update(dict.fromkeys(self.charges))
 
     def pids(self) -> list[int]:
         return [charge.process.pid for charge in self.charges.values() if charge.process is not None]
 
-    def is_needed(self, but: str) -> bool:
-        """Whether an agent other than `but` is wanted up, or has mail that somebody waits for. Reads anew."""
+    def is_needed(self, but: str, *, anew: bool = False) -> bool:
+        """Whether an agent other than `but` is wanted up, or has mail that somebody waits for.
+
+        By what was read last, or `anew`: from the files of every agent, which takes its time among thousands.
+        """
         for name, charge in self.charges.items():
-            charge.refresh(self._shared, time.monotonic())
-            if charge.wanted.want == "up" and name != but:
+            if anew:
+                charge.refresh(self._shared, time.monotonic())
+            if charge.is_wanted_up() and name != but:
                 return True
-            if charge.wanted.want == "demand" and agents.has_mail(charge.agent):
+            if charge.wanted.want == "demand" and (agents.has_mail(charge.agent) if anew else charge.mail):
                 return True
         return False
 
@@ -113,8 +145,10 @@ class Ward:
             if step is None:
                 break
             self._carry_out(charge, step)
+        self._measure(charge, now)
         charge.show(core.status_of(self._wanted(charge), charge.seen))
-        times = (core.due_s(self._wanted(charge), charge.seen, self.limits), charge.recheck_s)
+        meter_s = None if charge.meter is None else charge.meter.due_s
+        times = (core.due_s(self._wanted(charge), charge.seen, self.limits), charge.recheck_s, meter_s)
         if (due := min((t for t in times if t is not None), default=None)) is not None:
             self.due[charge.name] = due
         if charge.absent and charge.process is None and not charge.agent.path.is_dir():
@@ -122,6 +156,28 @@ class Ward:
             del self.charges[charge.name]
             return False
         return True
+
+    def _measure(self, charge: Charge, now: float) -> None:
+        """Hold a running agent to its limits: whoever exceeds one is ended with all that it has started."""
+        process = charge.process
+        if process is None or charge.limits is None or charge.exceeded:
+            charge.meter = None
+            return
+        if charge.meter is None or charge.meter.limits != charge.limits:
+            charge.meter = Meter(charge.agent, charge.limits, process.pid, now)
+        if charge.meter.due_s > now or not (text := charge.meter.look(now)):
+            return
+        charge.exceeded, charge.meter = text, None
+        count = self._hands.kill(charge, process)
+        charge.seen = core.killed(charge.seen, now)
+        self._loop.say("warning", "killed", agent=charge.name, reason=text, processes=count)
+
+    def stirred(self, name: str) -> None:
+        """It wrote its status: it begins or ends something."""
+        charge = self.charges.get(name)
+        if charge is not None and charge.meter is not None:
+            charge.meter.hurry(time.monotonic())
+            self.due[name] = min(self.due.get(name, math.inf), charge.meter.due_s)
 
     def _wanted(self, charge: Charge) -> core.Wanted:
         return replace(charge.wanted, want="down") if self.leaving else charge.wanted
@@ -164,7 +220,7 @@ class Ward:
             if charge.seen.last == "later":  # it left for want of something; started into the same it would leave again
                 fs.probe(self._home.run)
             process = self._hands.start(charge)
-        except Config as error:
+        except (Config, NotFound) as error:  # not found: removed since it was read
             charge.refuse(error)
             charge.seen = core.parked(charge.wanted, charge.seen)
             self._loop.say("error", "refused", agent=charge.name, error=error.line())
@@ -214,8 +270,7 @@ class Ward:
         if b"\n" in data:
             charge.seen = core.became_ready(charge.seen)
             self.dirty.add(charge.name)
-            foreign = charge.spec is not None and charge.spec.runner not in self._table
-            if foreign and agents.read_hint(charge.agent.status) == "pending":
+            if charge.runner not in self._table and agents.read_hint(charge.agent.status) == "pending":
                 fs.hint(charge.agent.status, "idle")  # programs of others need not know of `status`; ours write it
 
     def _close_ready(self, charge: Charge) -> None:
@@ -240,22 +295,32 @@ class Ward:
         charge.forget_mail()
         charge.refresh(self._shared, now)
         wanted = self._wanted(charge)
-        failed = exit_.code == exits.BAD_INPUT and self._fail_bad_message(charge)
+        failed = self._fail_message_at_fault(charge, exit_)
         finished = charge.finished_mark() != process.mark
         draw = random.random()
-        charge.seen = core.exited(wanted, before, exit_, now, draw, finished=finished, failed_message=failed)
-        kind = "stopped" if _was_sent_away(wanted, before, exit_) else core.kind_of(exit_, failed)
+        as_if = core.Exit(exits.BAD_INPUT) if failed else exit_
+        charge.seen = core.exited(wanted, before, as_if, now, draw, finished=finished, failed_message=failed)
+        kind = "stopped" if _was_sent_away(wanted, before, exit_) else core.kind_of(as_if, failed)
         self._loop.say("info", "exited", agent=charge.name, pid=process.pid, exit=exit_text(exit_), kind=kind)
         charge.show_ended(process, exit_)
         if kind in ("crash", "config"):
             due = core.due_s(wanted, charge.seen, self.limits)
-            reason = "" if before.kill_s is None else f"not ready within {self.limits.ready_s:g} s"
+            reason = charge.exceeded
+            if before.kill_s is not None and not reason:
+                reason = f"not ready within {self.limits.ready_s:g} s"
             try:
                 charge.record_crash(process, exit_, kind, reason, None if due is None else max(0.0, due - now))
             except OSError as error:
                 self._loop.say("error", "no_crash_record", agent=charge.name, error=str(error))
+        charge.exceeded = ""
 
-    def _fail_bad_message(self, charge: Charge) -> bool:
+    def _fail_message_at_fault(self, charge: Charge, exit_: core.Exit) -> bool:
+        """Whether what it had claimed was failed for how it ended: it refused it, or exceeded a limit over it."""
+        if charge.exceeded:
+            hint = f"ask for less, or raise the limit in {charge.agent.spec}"
+            return bool(charge.fail_claimed("limit", charge.exceeded, hint))
+        if exit_.code != exits.BAD_INPUT:
+            return False
         text = f"{charge.name} refused this message (exit status {exits.BAD_INPUT})"
         return bool(charge.fail_claimed("bad_input", text, f"see {charge.agent.stderr}"))
 
@@ -270,6 +335,13 @@ def _was_sent_away(wanted: core.Wanted, seen: core.Seen, exit_: core.Exit) -> bo
 def _directories(path: Path, is_name: Callable[[str], bool]) -> set[str]:
     with os.scandir(path) as entries:
         return {e.name for e in entries if is_name(e.name) and e.is_dir(follow_symlinks=False)}
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _is_there(path: Path) -> bool:

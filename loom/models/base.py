@@ -47,6 +47,10 @@ def _no_path(_digest: str) -> str:
     return ""
 
 
+def _not_enclosed() -> None:
+    pass
+
+
 @record
 class ModelContext:
     """What a model may know of the world around it.
@@ -58,6 +62,7 @@ class ModelContext:
     cwd               what relative paths in exec/ and script/ names start from
     extra_env         LOOM_* and TRACEPARENT for exec/ programs; they get no secrets
     blob              the bytes of a picture by its digest; raises BadInput when they are lost
+    enclose           called in the child that becomes an exec/ program: what it starts shall not outlive it
     blob_path         where these bytes lie, for programs; '' when that is not known
     """
 
@@ -69,3 +74,4 @@ class ModelContext:
     extra_env: Mapping[str, str] = field(default_factory=dict)
     blob: Blob = no_blobs
     blob_path: Callable[[str], str] = _no_path
+    enclose: Callable[[], None] = _not_enclosed

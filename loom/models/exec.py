@@ -58,8 +58,10 @@ class ExecModel:
         idle_s: float = DEADLINE_S,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
         blob_path: Callable[[str], str] = lambda digest: "",
+        enclose: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
+        self._enclose = enclose
         self._program, self._env, self._cwd = program, dict(env), cwd
         self._blob_path = blob_path
         self._deadline_s, self._idle_s, self._max_output_bytes = deadline_s, idle_s, max_output_bytes
@@ -71,7 +73,7 @@ class ExecModel:
         except (ValueError, TypeError) as error:
             raise errors.BadInput(f"the request for {self.name} cannot be written as JSON: {error}") from None
         output = Output(self.name, request)
-        with _Child(self.name, self._program, self._env, self._cwd) as child:
+        with _Child(self.name, self._program, self._env, self._cwd, self._enclose) as child:
             total = 0
             for piece in child.run(data, self._deadline_s, self._idle_s):
                 total += len(piece)
@@ -101,7 +103,14 @@ def open_model(rest: str, context: ModelContext) -> ExecModel:
     program = find_program(rest, context)
     env = {name: context.env[name] for name in _ENVIRONMENT if name in context.env}
     env.setdefault("PATH", os.defpath)
-    return ExecModel(f"exec/{rest}", program, env | dict(context.extra_env), context.cwd, blob_path=context.blob_path)
+    return ExecModel(
+        f"exec/{rest}",
+        program,
+        env | dict(context.extra_env),
+        context.cwd,
+        blob_path=context.blob_path,
+        enclose=context.enclose,
+    )
 
 
 def check(rest: str, context: ModelContext) -> None:
@@ -173,7 +182,8 @@ def exit_error(name: str, status: int, last_line: str) -> errors.LoomError | Non
 class _Child:
     """The running program: a context whose end is the end of its whole process group."""
 
-    def __init__(self, name: str, program: str, env: Mapping[str, str], cwd: str) -> None:
+    def __init__(self, name: str, program: str, env: Mapping[str, str], cwd: str, enclose: Callable[[], None]) -> None:
+        self._enclose = enclose
         self._name, self._program, self._env, self._cwd = name, program, env, cwd
         self._stderr = bytearray()
         self._pidfd = -1
@@ -190,7 +200,7 @@ class _Child:
                 cwd=self._cwd,
                 bufsize=0,
                 start_new_session=True,
-                preexec_fn=_dies_with(os.getpid()),
+                preexec_fn=_dies_with(os.getpid(), self._enclose),
             )
         except FileNotFoundError as error:
             raise errors.NotFound(
@@ -309,7 +319,7 @@ class _Child:
         del self._stderr[:-_STDERR_TAIL_BYTES]
 
 
-def _dies_with(parent: int) -> Callable[[], None] | None:
+def _dies_with(parent: int, enclose: Callable[[], None]) -> Callable[[], None] | None:
     """What makes a child die when we are killed and cannot end it ourselves; Linux only.
 
     Runs between fork and exec, which is safe because we have one thread. Everything is looked up before.
@@ -324,5 +334,6 @@ def _dies_with(parent: int) -> Callable[[], None] | None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != parent:  # we died before it asked to die with us
             os._exit(1)
+        enclose()
 
     return in_the_child

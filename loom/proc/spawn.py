@@ -32,6 +32,7 @@ READY_FD = 3
 ALONE_FD = 4
 _SYS_CLOSE_RANGE = 436
 _RESET = sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_ALL = signal.valid_signals()
 _BASE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LOOM_LOG")
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -47,7 +48,7 @@ class Program:
     env: Mapping[str, str]
     entry: Entry | None = None
     argv: tuple[str, ...] = ()
-    nofile: tuple[int, int] | None = None
+    rlimits: tuple[tuple[int, tuple[int, int]], ...] = ()  # (RLIMIT_…, (soft, hard)); what it starts inherits them
 
 
 @record(frozen=False)
@@ -101,7 +102,7 @@ def spawn(program: Program, stderr: int, alone: int) -> Spawned:
         sys.stdout.flush()
         sys.stderr.flush()
         # Blocked over the fork: a signal must reach either our handlers or the child's defaults, not a mixture.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
         try:
             pid = os.fork()
             if pid == 0:
@@ -166,8 +167,8 @@ def _settle(program: Program, stderr: int, ready: int, alone: int) -> None:
     os.setsid()
     _place_descriptors(stderr, ready, alone, inheritable=program.entry is None)
     _reset_signals(forked=program.entry is not None)
-    if program.nofile is not None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, program.nofile)
+    for which, values in program.rlimits:
+        resource.setrlimit(which, values)
     os.umask(0o077)
     os.chdir(program.directory)
     os.environ.clear()

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from loom.proc import enclosure
 from loom.wire import errors
 from loom.wire.record import record
 
@@ -120,6 +121,7 @@ def _run_once(
 
 def _start(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> subprocess.Popen[bytes]:
     parent = os.getpid()
+    enclosure.available()  # found out here, where forking harms nobody
 
     def in_the_child() -> None:  # between fork and exec; safe because we have one thread
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1):
@@ -128,6 +130,7 @@ def _start(argv: Sequence[str], env: Mapping[str, str], cwd: str) -> subprocess.
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # we died before it asked to die with us
             os._exit(1)
+        enclosure.enter()
 
     # The pipes are made here and not by Popen, which forgets to close the first when there is none left for the next.
     ends: list[int] = []

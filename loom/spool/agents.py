@@ -65,8 +65,9 @@ def _change_both(agent: AgentDir, spec: AgentSpec, prompt: str) -> None:
 
 def names(home: Home) -> list[str]:
     """All agents, in name order, then all instances of pipes; what is neither's directory is left out."""
-    found = [name for name in _listed(home.agents) if ids.is_agent(name)]
-    return [name for name in found + instances(home) if home.agent(name).spec.exists()]
+    top, spec = str(home.agents), home.agent("a").spec.name  # strings: ten thousand of them are listed at once
+    found = [name for name in _listed(home.agents) if ids.is_agent(name) and os.path.exists(f"{top}/{name}/{spec}")]
+    return found + [name for name in instances(home) if home.agent(name).spec.exists()]
 
 
 def instances(home: Home) -> list[str]:
@@ -153,13 +154,19 @@ def waiting(agent: AgentDir) -> int:
 
 def has_mail(agent: AgentDir) -> bool:
     """Whether there is anything to do: waiting or claimed and not finished."""
-    for directory in (agent.inbox, agent.in_progress):
-        try:
-            if any(n.endswith(".msg") and not n.startswith(".") for n in os.listdir(directory)):
-                return True
-        except FileNotFoundError:
-            continue
-    return False
+    return _has_message(agent.inbox) or _has_message(agent.in_progress)
+
+
+def has_claimed(agent: AgentDir) -> bool:
+    """Whether a message was claimed and not finished."""
+    return _has_message(agent.in_progress)
+
+
+def _has_message(directory: Path) -> bool:
+    try:
+        return any(n.endswith(".msg") and not n.startswith(".") for n in os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def finished_mark(agent: AgentDir) -> frozenset[tuple[str, int]]:

@@ -52,6 +52,17 @@ def _read(path: Path) -> dict[str, tuple[Any, str]]:
         return {}
     except (fs.NotRegular, fs.TooLarge) as error:
         raise Config(f"{path} cannot be read: {error}") from None
+    known = _parsed.get(path)
+    if known is None or known[0] != data:
+        known = _parsed[path] = (data, _parse(path, data))
+    return known[1]
+
+
+# What a supervisor has read, the runners that it forks need not read again: the same bytes mean the same.
+_parsed: dict[Path, tuple[bytes, dict[str, tuple[Any, str]]]] = {}
+
+
+def _parse(path: Path, data: bytes) -> dict[str, tuple[Any, str]]:
     import yaml  # here, because most homes have no config.yml and a filter should not pay for it
 
     try:

@@ -27,6 +27,7 @@ _NEW_DIR_MODE = DIR_MODE | stat.S_ISVTX
 TMP = ".tmp"
 GROUP = 8  # files that are published at once share one syncfs from this number on
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_SMALL_BYTES = 8192
 _PROBE_BYTES = 64 << 10  # about what one message with its turn needs
 _AT_FDCWD = -100
 _NOREPLACE = 1
@@ -443,17 +444,19 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
     Raises NotRegular, TooLarge (more than `limit` bytes, checked while reading) and OSError.
     """
-    chunks: list[bytes] = []
-    size = 0
-    for chunk in pieces(path):
-        size += len(chunk)
-        if limit is not None and size > limit:
-            raise TooLarge(f"more than {limit} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
+    fd = _open_regular(path)
+    try:
+        data = os.read(fd, _SMALL_BYTES)
+        if len(data) == _SMALL_BYTES:  # less is all there is: most of what is read here has a few bytes
+            data = b"".join([data, *_until(limit, _pieces(fd, 1 << 20), len(data))])
+    finally:
+        os.close(fd)
+    if limit is not None and len(data) > limit:
+        raise TooLarge(f"more than {limit} bytes")
+    return data
 
 
-def token(path: Path) -> str:
+def token(path: str | Path) -> str:
     """Another one whenever the file was replaced or written to. Raises FileNotFoundError."""
     found = os.lstat(path)
     return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
@@ -463,10 +466,23 @@ def pieces(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
     """The content of a regular file in pieces of `size` bytes, opened as read() does. Raises as read() does."""
     fd = _open_regular(path)
     try:
-        while chunk := os.read(fd, size):
-            yield chunk
+        yield from _pieces(fd, size)
     finally:
         os.close(fd)
+
+
+def _pieces(fd: int, size: int) -> Iterator[bytes]:
+    while chunk := os.read(fd, size):
+        yield chunk
+
+
+def _until(limit: int | None, chunks: Iterator[bytes], done: int) -> Iterator[bytes]:
+    """The chunks that follow `done` bytes, no more than one past the limit: a file may have no end."""
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        if limit is not None and done > limit:
+            return
 
 
 def _open_regular(path: Path) -> int:
@@ -479,6 +495,8 @@ def _open_regular(path: Path) -> int:
             raise NotRegular("socket") from None
         raise
     mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
     for test, kind in _KINDS:
         if test(mode):
             os.close(fd)

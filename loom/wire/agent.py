@@ -12,8 +12,10 @@ from loom.wire.record import field, record
 
 VERSION = 1
 Policy = Literal["always", "on-failure", "never"]
+Scale = Literal["", "to-zero"]
 Want = Literal["up", "down", "demand", "dead"]
 WANTS: tuple[Want, ...] = ("up", "down", "demand", "dead")
+SCALES: tuple[Scale, ...] = ("", "to-zero")
 POLICIES: tuple[Policy, ...] = ("always", "on-failure", "never")
 
 
@@ -32,6 +34,25 @@ class Restart:
 
 
 @record
+class AgentLimits:
+    """What all processes of an agent may use together (docs/protocol.md section 7); None: no limit.
+
+    memory, disk   bytes; disk is that of its directory
+    cpu_s          seconds of processor time for one message
+    files          open files of one process
+    """
+
+    memory: int | None = None
+    cpu_s: float | None = None
+    files: int | None = None
+    processes: int | None = None
+    disk: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != AgentLimits()
+
+
+@record
 class AgentSpec:
     """One agent. `runner` names an executable in runners/ or is an absolute path to one.
 
@@ -39,7 +60,8 @@ class AgentSpec:
     options   sampling settings for the model; `context_tokens` among them says how many tokens it can hold
     env       added to the runner's environment; never a secret
     schema    the JSON Schema that every answer must fit; None: any text will do
-    idle_s    leave after so many idle seconds (pool agents); None: stay
+    scale     `to-zero`: a process only while there is mail, and for some idle time after; empty: always one
+    idle_s    leave after so many idle seconds; None: stay, or with `to-zero` after those of the setting scale.idle
     unsafe_no_sandbox   run-shell may run although there is no sandbox; recorded in the log
     """
 
@@ -53,11 +75,14 @@ class AgentSpec:
     idle_s: float | None = None
     unsafe_no_sandbox: bool = False
     schema: Mapping[str, Any] | None = None
+    scale: Scale = ""
+    limits: AgentLimits = AgentLimits()
     rest: Mapping[str, Any] = field(default_factory=dict)
 
 
 _FIELDS = {
     *("v", "name", "model", "runner", "tools", "restart", "options", "env", "idle_s", "unsafe_no_sandbox", "schema"),
+    *("scale", "limits"),
 }
 
 
@@ -82,6 +107,8 @@ def encode(spec: AgentSpec) -> bytes:
         "idle_s": spec.idle_s,
         "unsafe_no_sandbox": spec.unsafe_no_sandbox,
         **({} if spec.schema is None else {"schema": dict(spec.schema)}),
+        **({"scale": spec.scale} if spec.scale else {}),
+        **({"limits": limits_to_json(spec.limits)} if spec.limits else {}),
         **spec.rest,
     }
     lines = [b"  " + dumps(k) + b": " + dumps(v) for k, v in fields.items()]
@@ -124,6 +151,9 @@ def _decode(raw: Mapping[str, Any]) -> AgentSpec:
     schema = raw.get("schema")
     if schema is not None and not isinstance(schema, dict):
         raise ValueError("field 'schema' is not an object")
+    scale = raw.get("scale", "")
+    if scale not in SCALES:
+        raise ValueError(f"scale {scale!r:.40} is not 'to-zero'")
     idle = raw.get("idle_s")
     if idle is not None:
         idle = _number(raw, "idle_s", 0)
@@ -138,8 +168,45 @@ def _decode(raw: Mapping[str, Any]) -> AgentSpec:
         idle_s=idle,
         unsafe_no_sandbox=raw.get("unsafe_no_sandbox") is True,
         schema=schema,
+        scale=scale,
+        limits=decode_limits(raw.get("limits", {})),
         rest={k: v for k, v in raw.items() if k not in _FIELDS},
     )
+
+
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_LEAST = {"memory": 32 << 20, "cpu_s": 0.1, "files": 32, "processes": 1, "disk": 64 << 10}
+
+
+def limits_to_json(limits: AgentLimits) -> dict[str, Any]:
+    return {name: value for name in _LEAST if (value := getattr(limits, name)) is not None}
+
+
+def decode_limits(raw: object) -> AgentLimits:
+    """{memory, cpu_s, files, processes, disk}: numbers, sizes also as `256MiB`. Raises ValueError."""
+    if not isinstance(raw, dict):
+        raise ValueError("field 'limits' is not an object")
+    if unknown := set(raw) - set(_LEAST):
+        raise ValueError(f"there is no limit {sorted(unknown)[0]!r}, only {', '.join(_LEAST)}")
+    return AgentLimits(**{name: _limit(name, value) for name, value in raw.items() if value is not None})
+
+
+def _limit(name: str, value: object) -> Any:
+    number = parse_size(value) if isinstance(value, str) and name in ("memory", "disk") else value
+    kinds = int | float if name == "cpu_s" else int
+    if isinstance(number, bool) or not isinstance(number, kinds) or not _LEAST[name] <= number < 1 << 62:
+        raise ValueError(f"limit {name} is {value!r:.40}, expected a number of at least {_LEAST[name]}")
+    return float(number) if name == "cpu_s" else number
+
+
+def parse_size(text: str) -> int:
+    """A number of bytes: `268435456`, `256M`, `256MB` or `256MiB`, all powers of 1024. Raises ValueError."""
+    unit = text.strip().lstrip("0123456789")
+    digits = text.strip()[: len(text.strip()) - len(unit)]
+    known = unit.strip().upper().removesuffix("B").removesuffix("I")
+    if not digits or len(digits) > 18 or known not in _SIZES:
+        raise ValueError(f"{text!r:.40} is not a size like 256MiB")
+    return int(digits) * _SIZES[known]
 
 
 def decode_restart(raw: object) -> Restart:

@@ -103,7 +103,19 @@ def _made(cls: type[Any], frozen: bool) -> type[Any]:
     made: Any = type(cls)(cls.__name__, cls.__bases__, space)  # type: ignore[misc]
     if "__init__" not in space:
         made.__init__ = _first_init(made)
+        _uncompiled.append(made)
     return made  # type: ignore[no-any-return]
+
+
+_uncompiled: list[Any] = []  # records made and perhaps not used yet
+
+
+def compile_all() -> None:
+    """Compile what is left to compile, for a process that forks: its children then need not, each for itself."""
+    while _uncompiled:
+        made = _uncompiled.pop()
+        if getattr(made.__init__, "is_first", False):
+            made.__init__ = _compiled_init(made)
 
 
 def _first_init(made: Any) -> Callable[..., None]:
@@ -113,6 +125,7 @@ def _first_init(made: Any) -> Callable[..., None]:
         made.__init__ = _compiled_init(made)
         made.__init__(self, *args, **kwargs)
 
+    __init__.is_first = True  # type: ignore[attr-defined]
     return __init__
 
 

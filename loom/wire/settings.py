@@ -54,6 +54,7 @@ TABLE: tuple[Setting, ...] = (
     Setting("pools.verifier", "int", 2, "how many verifier processes at most", least=1),
     Setting("pools.keeper", "int", 1, "how many keeper processes at most", least=1),
     Setting("pools.idle", "float", 30.0, "seconds after which an idle pool process leaves", least=0),
+    Setting("scale.idle", "float", 30.0, "seconds after which an idle agent of `scale: to-zero` leaves", least=0),
     Setting("gates", "str", "free", "who is asked before an action; this version acts on `free` only", ("free",)),
     Setting("goal.max_subtasks", "int", 200, "a plan with more subtasks is refused", least=1),
     Setting("goal.max_attempts", "int", 4, "attempts of one subtask before the plan is changed", least=1),

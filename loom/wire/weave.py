@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from loom.wire.agent import Restart
+from loom.wire.agent import AgentLimits, Restart
 from loom.wire.errors import Config
 from loom.wire.record import field, record
 
@@ -18,7 +18,6 @@ COMMAND_TIMEOUT_S = 30.0
 HOLD_TIMEOUT_S = 300.0  # of window and buffer: nothing is held without an end
 Scale = Literal["always", "to-zero"]
 SCALES: tuple[Scale, ...] = ("always", "to-zero")
-IDLE_S = 30.0  # after which an agent that scales to zero leaves
 
 
 @record
@@ -54,20 +53,6 @@ EXPRESSIONS: Mapping[str, str] = {"buffer": "until", "dedupe": "key", "accumulat
 
 
 @record
-class Limits:
-    """What an agent may use at most, as it stands in agent.json; None: whatever the machine has.
-
-    memory, disk  bytes
-    """
-
-    memory: int | None = None
-    cpu_s: float | None = None
-    files: int | None = None
-    processes: int | None = None
-    disk: int | None = None
-
-
-@record
 class Feed:
     """One entry of `from`: an agent or a group of replicas, through a pipe or none. `line` of the file."""
 
@@ -95,7 +80,7 @@ class WeaveAgent:
     memory: Mapping[str, str] = field(default_factory=dict)
     workspace: str = ""
     scale: Scale = "always"
-    limits: Limits = Limits()
+    limits: AgentLimits = AgentLimits()
     digest: str = ""
 
 

@@ -17,7 +17,7 @@ from support import wait_until
 
 from loom.spool import agents, locks
 from loom.spool.home import open_home
-from loom.wire.agent import AgentSpec
+from loom.wire.agent import AgentLimits, AgentSpec
 
 STEM = re.compile(r"[0-9]{13}-[0-9A-HJKMNP-TV-Z]{26}\n")
 
@@ -466,3 +466,24 @@ def _obey_modes() -> None:
     prctl = ctypes.CDLL(None).prctl
     for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH; refused to those who have none
         prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+def test_an_agent_that_may_go_to_zero_is_dormant_and_answers(loom: Loom) -> None:
+    start(loom, "--scale", "to-zero")
+    said = loom("agent", "ps")
+    assert re.search(r"^x +dormant +- +builtin/echo", said.out, re.MULTILINE), said
+    assert ask(loom, "hello") == "hello\n"
+    refused = loom("agent", "start", "x", "--detach", "--scale", "one")
+    assert refused.status == 2 and "scale 'to-zero', not ''" in refused.err
+    assert loom("agent", "start", "y", "--model", "builtin/echo", "--scale", "to-zero", "--prompt", "a").status == 2
+
+
+def test_limits_are_set_changed_and_taken_away(loom: Loom) -> None:
+    start(loom, "--limit", "memory=256MiB", "--limit", "cpu_s=60")
+    agent = open_home(loom.home).agent("x")
+    assert agents.read_spec(agent).limits == AgentLimits(memory=256 << 20, cpu_s=60)
+    start(loom, "--replace", "--limit", "cpu_s=", "--limit", "files=64")
+    assert agents.read_spec(agent).limits == AgentLimits(memory=256 << 20, files=64)
+    for wrong, words in (("memory", "NAME=VALUE"), ("memory=lots", "not a size"), ("colour=1", "no limit 'colour'")):
+        said = loom("agent", "start", "y", "--model", "builtin/echo", "--detach", "--limit", wrong)
+        assert said.status == 2 and words in said.err

@@ -13,7 +13,7 @@ import pytest
 from cli_user import ROOT, Loom, Said
 from support import wait_until
 
-from loom.spool import locks
+from loom.spool import agents, locks
 from loom.spool.home import open_home
 from loom.spool.layout import AgentDir
 from loom.wire.message import decode
@@ -161,7 +161,7 @@ def test_replicas_share_the_work_and_dormant_agents_wake(loom: Loom) -> None:
                 "  - {name: w, model: builtin/echo, replicas: 3, scale: to-zero, from: [{agent: a}]}\n")  # fmt: skip
     up(loom)
     names = ("w-1", "w-2", "w-3")
-    assert [agent(loom, name).want.read_text() for name in names] == ["demand\n"] * 3
+    assert [agents.read_spec(agent(loom, name)).scale for name in names] == ["to-zero"] * 3
     for number in range(8):
         loom("send", "a", f"body {number}")
     done = wait_until(lambda: len(found := [b for n in names for b in answers(loom, n)]) == 8 and found)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from loom.core import schema, weave_schema
 from loom.core.routing import circle, end_of
 from loom.core.weave import Change, Standing, changes, foreign, parse, parse_operators
-from loom.wire.agent import Restart
+from loom.wire.agent import AgentLimits, Restart
 from loom.wire.errors import Config
-from loom.wire.weave import PARAMETERS, Limits, Operator, Route, Weave
+from loom.wire.weave import PARAMETERS, Operator, Route, Weave
 
 ENV = {"HOME": "/home/me", "EMPTY": ""}
 HEAD = "version: 1\nagents:\n"
@@ -62,7 +62,7 @@ def test_a_whole_file():
     splitter, worker = weave.agents[0], weave.agents[1]
     assert splitter.env == {"PLACE": "/home/me/x", "OTHER": "none", "EMPTY": "ab", "N": "3"}
     assert splitter.memory == {"style.md": "Be short."}
-    assert splitter.limits == Limits(512 << 20, 3600.0, 64, 8, 1 << 30)
+    assert splitter.limits == AgentLimits(512 << 20, 3600.0, 64, 8, 1 << 30)
     assert splitter.restart == Restart("on-failure", 0.5, 300.0, 3, 3600.0)
     assert (worker.block, worker.scale, worker.restart.policy) == ("worker", "to-zero", "never")
     command, window = weave.pipes["items"]

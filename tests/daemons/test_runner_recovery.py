@@ -18,7 +18,7 @@ from loom.spool import agents, mailbox
 # A tool that says on a FIFO that it has begun, notes it, and waits for the FIFO before it answers.
 WAITS = """
 open(os.path.join(os.environ['LOOM_AGENT_DIR'], 'begun'), 'a').write('+')
-open({gate!r}, 'w').write(str(os.getpid()))
+open({gate!r}, 'w').write(os.readlink('/proc/self'))
 open({gate!r}).read()
 print(json.dumps({{'status': 'ok', 'result': 'finished'}}))
 """
@@ -30,14 +30,14 @@ open(os.path.join(os.environ['LOOM_AGENT_DIR'], 'asked'), 'a').write(f'{{len(ask
 if asked[-1]['role'] == 'user':
     print(json.dumps({{'reply': {{'text': '', 'calls': [{{'name': 'quick', 'input': {{}}}}]}}}}))
 else:
-    open({gate!r}, 'w').write(str(os.getpid()))
+    open({gate!r}, 'w').write(os.readlink('/proc/self'))
     open({gate!r}).read()
     print('answered')
 """
 DIES = """
 import os, sys
 open(os.path.join(os.environ['LOOM_AGENT_DIR'], 'asked'), 'a').write('+')
-open({gate!r}, 'w').write(str(os.getpid()))
+open({gate!r}, 'w').write(os.readlink('/proc/self'))
 open({gate!r}).read()
 """
 
@@ -175,7 +175,7 @@ def test_a_damaged_turn_record_fails_its_message_and_retry_begins_anew(tmp_path:
 
 def test_no_process_of_a_killed_runner_s_tool_is_left(tmp_path: Path, gate: Path) -> None:
     bench = Bench(tmp_path, script(tmp_path, call("waits"), {"text": "done"}), tools=("waits",))
-    bench.tool("waits", f"open({str(gate)!r}, 'w').write(str(os.getpid())); open({str(gate)!r}).read()")
+    bench.tool("waits", f"open({str(gate)!r}, 'w').write(os.readlink('/proc/self')); open({str(gate)!r}).read()")
     bench.send("go")
     runner = bench.start("--drain")
     pid = begun(gate)

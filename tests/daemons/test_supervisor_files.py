@@ -77,7 +77,7 @@ def test_tokens_change_with_what_they_stand_for(charge: Charge) -> None:
 def test_a_broken_spec_keeps_what_was_known(charge: Charge) -> None:
     fs.replace(charge.agent.spec, b"{")
     charge.refresh("", 0.0)
-    assert charge.wanted.broken and charge.wanted.want == "up" and charge.spec is not None
+    assert charge.wanted.broken and charge.wanted.want == "up" and charge.runner == "agent"
     fs.remove(charge.agent.spec)
     charge.refresh("", 0.0)
     assert charge.absent and charge.wanted.want == "down" and not charge.wanted.broken

@@ -127,9 +127,10 @@ def test_a_tool_leads_its_session_with_default_signals(call):
     text = (
         SH
         + """
-        set -- $(cat /proc/$$/stat)
-        masks=$(awk '/SigIgn|SigBlk/ {printf ",\\"%s\\"", $2}' /proc/$$/status)
-        echo "{\\"status\\":\\"ok\\",\\"result\\":[$$,$6$masks]}"
+        read -r line < /proc/self/stat # $$ is a number in a namespace of its own
+        set -- $line
+        masks=$(awk '/SigIgn|SigBlk/ {printf ",\\"%s\\"", $2}' /proc/$1/status)
+        echo "{\\"status\\":\\"ok\\",\\"result\\":[$1,$6$masks]}"
     """
     )
     try:
@@ -294,7 +295,7 @@ def test_our_lack_of_descriptors_is_raised_and_leaves_nothing(spare, call):
 def test_a_tool_dies_with_the_process_that_called_it(tmp_path, mark):
     os.mkfifo(tmp_path / "began")
     tool = tmp_path / "trial"
-    tool.write_text(SH + f"echo $$ > {tmp_path}/began\nexec sleep 1000\n")
+    tool.write_text(SH + f"read -r pid rest < /proc/self/stat\necho $pid > {tmp_path}/began\nexec sleep 1000\n")
     tool.chmod(0o755)
     code = (
         "from pathlib import Path; from loom.proc.toolcall import *; from loom.wire.chat import ToolSpec;"

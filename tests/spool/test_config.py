@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -128,3 +129,15 @@ def test_any_text_is_a_configuration_or_refused(home: Home, text: str):
         assert str(home.config) in str(error)
     else:
         assert set(found.origin) <= set(found.values)
+
+
+def test_other_bytes_are_read_anew_and_the_same_are_not_parsed_again(home: Home, monkeypatch: pytest.MonkeyPatch):
+    write(home, "model: one")
+    assert load(home, {})["model"] == "one"
+    write(home, "model: two")
+    assert load(home, {})["model"] == "two"
+    monkeypatch.setitem(sys.modules, "yaml", None)  # importing it fails from here on
+    assert load(home, {})["model"] == "two"
+    write(home, "model: one")
+    with pytest.raises(ImportError):
+        load(home, {})

@@ -328,3 +328,14 @@ def test_open_append_follows_no_link(tmp_path: Path):
     with pytest.raises(OSError) as error:
         fs.open_append(tmp_path / "link")
     assert error.value.errno == errno.ELOOP
+
+
+@pytest.mark.parametrize("size", [0, 1, 8191, 8192, 8193, 20_000, (1 << 20) + 8192, (1 << 20) + 8193])
+def test_a_file_of_any_size_is_read_whole_or_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    data = os.urandom(size)
+    path.write_bytes(data)
+    assert fs.read(path) == fs.read(path, size) == b"".join(fs.pieces(path, 1000)) == data
+    if size:
+        with pytest.raises(fs.TooLarge):
+            fs.read(path, size - 1)

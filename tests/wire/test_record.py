@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loom.wire.record import field, record, replace
+from loom.wire.record import compile_all, field, record, replace
 
 
 @record
@@ -155,3 +155,15 @@ def test_defining_one_does_not_import_dataclasses():
     code = "from loom.wire.record import record\n@record\nclass A:\n    a: int = 1\nA(2)\nimport sys\n"
     done = subprocess.run([sys.executable, "-c", code + "print('dataclasses' in sys.modules)"], capture_output=True)
     assert done.stdout.strip() == b"False"
+
+
+def test_compiling_all_leaves_nothing_for_the_first_instance():
+    @record
+    class Later:
+        a: int
+        b: tuple[int, ...] = ()
+
+    first = Later.__init__
+    compile_all()
+    compiled = Later.__init__
+    assert compiled is not first and Later(1) == Later(1, ()) and Later.__init__ is compiled

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loom.wire.agent import POLICIES, AgentSpec, Restart, decode, decode_restart, encode
+from loom.wire.agent import (
+    POLICIES,
+    AgentLimits,
+    AgentSpec,
+    Restart,
+    decode,
+    decode_limits,
+    decode_restart,
+    encode,
+    parse_size,
+)
 from loom.wire.errors import Config
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -101,3 +111,44 @@ def test_only_true_switches_the_sandbox_off(value: Any):
 def test_a_name_that_stands_twice_is_refused():
     with pytest.raises(Config, match="here cannot be read: the name 'model' stands twice in one object"):
         decode(json.dumps(PLAIN).encode()[:-1] + b', "model": "builtin/extract"}', "here")
+
+
+def test_limits_are_written_and_read_back_and_only_when_there_are_some():
+    limits = AgentLimits(memory=256 << 20, cpu_s=1.5, files=64, processes=8, disk=1 << 30)
+    spec = AgentSpec("a", "builtin", limits=limits)
+    assert decode(encode(spec), "here") == spec
+    assert b"limits" not in encode(AgentSpec("a", "builtin"))
+    assert decode_limits({"memory": "256MiB", "cpu_s": 1.5, "files": 64, "processes": 8, "disk": "1 GB"}) == limits
+
+
+@pytest.mark.parametrize(
+    "raw, words",
+    [
+        ([], "not an object"),
+        ({"memroy": 1}, "no limit 'memroy', only memory"),
+        ({"memory": "much"}, "not a size like 256MiB"),
+        ({"memory": 1024}, "at least 33554432"),
+        ({"cpu_s": 0}, "at least 0.1"),
+        ({"cpu_s": float("nan")}, "at least 0.1"),
+        ({"files": 64.5}, "files is 64.5"),
+        ({"processes": True}, "processes is True"),
+        ({"disk": "9999999999999999999"}, "not a size"),
+        ({"files": "64"}, "expected a number"),
+    ],
+)
+def test_wrong_limits_are_refused_with_a_reason(raw: object, words: str):
+    with pytest.raises(ValueError, match=words):
+        decode_limits(raw)
+
+
+@pytest.mark.parametrize(
+    "text, size", [("0", 0), ("512", 512), ("1k", 1024), (" 64 MB ", 64 << 20), ("2GiB", 2 << 30), ("1T", 1 << 40)]
+)
+def test_sizes_as_people_write_them(text: str, size: int):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "1.5G", "1 PiB", "0x10", "1 B B"])
+def test_what_is_no_size(text: str):
+    with pytest.raises(ValueError, match="not a size"):
+        parse_size(text)
