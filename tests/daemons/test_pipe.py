@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import wait_until
 
 from loom.spool import agents, mailbox
 from loom.spool.home import open_home
@@ -62,11 +62,24 @@ class Instance:
 
     def life(self, **env: str) -> int:
         """One whole life: everything that waits is worked on, then it leaves; the exit status."""
+        child = self._begin(env)
+        _, said = child.communicate(timeout=60)
+        assert "Traceback" not in said.decode(), said.decode()
+        return child.returncode
+
+    def killed_at(self, book: str) -> None:
+        """A life that ends by SIGKILL as soon as a command has made this file."""
+        child = self._begin({})
+        try:
+            wait_until((self.place / book).exists)
+        finally:
+            child.kill()
+            child.communicate(timeout=60)
+
+    def _begin(self, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         argv = [sys.executable, str(ROOT / "runners" / "pipe"), str(self.box.path), "--drain"]
         given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **env}
-        done = subprocess.run(argv, env=given, capture_output=True, timeout=60, check=False)
-        assert "Traceback" not in done.stderr.decode(), done.stderr.decode()
-        return done.returncode
+        return subprocess.Popen(argv, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def replies(self) -> dict[str, Message]:
         return {name[:-4]: decode((self.box.outbox / name).read_bytes(), name[:-4])
@@ -279,7 +292,7 @@ def test_a_body_in_a_blob_is_read_whole_and_one_that_is_too_long_goes_into_one(p
 
 # -- kills ---------------------------------------------------------------------------------------------------------
 
-KILLED_ONCE = "test -e killed || { touch killed; kill -9 $PPID; sleep 1000; }; cat"
+KILLED_ONCE = "test -e killed || { touch killed; sleep 1000; }; cat"
 
 
 def counted(number: int) -> Operator:
@@ -295,7 +308,7 @@ def test_a_killed_pipe_goes_on_behind_the_last_operator_that_was_done(
     pipe: Instance, chain: Sequence[Operator], runs: list[str]
 ):
     name = pipe.chain(*chain).send(1, "hello")
-    assert pipe.life() == -signal.SIGKILL
+    pipe.killed_at("killed")
     assert pipe.life() == 0
     assert sorted(pipe.runs()) == sorted(runs)
     bodies = [one.body for one in pipe.loose()] or [pipe.reply(name).body, *(pipe.reply(name).parts or ())]
@@ -304,9 +317,12 @@ def test_a_killed_pipe_goes_on_behind_the_last_operator_that_was_done(
     assert mailbox.failed(pipe.box) == []
 
 
-def test_what_kills_it_each_time_is_failed_after_three_deaths(pipe: Instance):
-    name = pipe.chain(command("kill -9 $PPID; sleep 1000")).send(1, "hello")
-    assert [pipe.life() for _ in range(4)] == [-signal.SIGKILL] * 3 + [0]
+def test_a_message_at_which_it_dies_each_time_is_failed_after_three_deaths(pipe: Instance):
+    name = pipe.chain(command("touch reached; sleep 1000")).send(1, "hello")
+    for _ in range(3):
+        pipe.killed_at("reached")
+        (pipe.place / "reached").unlink()
+    assert pipe.life() == 0
     assert "died 3 times" in pipe.reply(name).body
 
 
