@@ -33,7 +33,7 @@ def run(quick: bool) -> Table:
         tool.chmod(0o700)
         alone = statistics.median(_alone(tool) for _ in range(50))
         table.rows.append(Row("the tool alone", [alone]))
-        base = [str(LOOM), "agent", "start", "s", "--stdin", "--tools", "note", "--model"]
+        base = [str(LOOM), "agent", "start", "s", "--stdin", "--tools", "note", "--max-steps", "300", "--model"]
 
         def turn(steps: int) -> float:
             return process_ms([*base, f"openai/steps-{steps}"], env, b"go")

@@ -53,6 +53,7 @@ class Options:
     max_input: int
     timeout: float | None
     unsafe_no_sandbox: bool
+    max_steps: int | None
 
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
@@ -65,6 +66,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--thread", metavar="T", help="Keep the conversation under this name and go on with it."),
     click.option("--tools", metavar="A,B", help="Names of the granted tools."),
     click.option("--schema", metavar="FILE", help="A JSON Schema: the answer is JSON that fits it, else 65."),
+    click.option(
+        "--max-steps", type=click.IntRange(1), metavar="N", help="Ask the model so often for a message: 60."
+    ),
     click.option("--attach", metavar="FILE", multiple=True, help="An image or a text file to go with it; repeatable."),
     click.option(
         "--resume",
@@ -234,6 +238,7 @@ def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec
         env=env,
         restart=_restart(o, spec.restart),
         unsafe_no_sandbox=spec.unsafe_no_sandbox or o.unsafe_no_sandbox,
+        options=spec.options if o.max_steps is None else {**spec.options, "max_steps": o.max_steps},
         schema=schema,
         limits=_limits(o, spec.limits),
         scale=spec.scale if o.scale is None else "to-zero" if o.scale == "to-zero" else "",

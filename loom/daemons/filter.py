@@ -136,6 +136,7 @@ class Filter:
                 self.log,
                 emit=manner.emit,
                 streaming=manner.streaming,
+                max_steps=surroundings.max_steps(self.spec.options),
                 deadline_ms=None if manner.timeout_s is None else int((time.time() + manner.timeout_s) * 1000),
             )
         except Leaving:

@@ -50,6 +50,7 @@ class ChatWorker:
         surroundings.check_schema(agent.spec)
         self.model: Model = open_model(agent.spec.model, self.context)
         self.window = surroundings.window(self.context, self.model.name, agent.spec.options)
+        self.max_steps = surroundings.max_steps(agent.spec.options)
         if agent.spec.unsafe_no_sandbox:
             agent.log.warning("unsafe_no_sandbox", hint="run-shell runs with all rights of this user")
         self.tools = grant(agent.spec.tools, tool_dirs(agent.home, directory), env, workspace or str(directory.path))
@@ -78,6 +79,7 @@ class ChatWorker:
                 self.tools,
                 agent.stopping,
                 agent.log,
+                max_steps=self.max_steps,
                 deadline_ms=claimed.message.deadline_ms,
             )
         except BaseException:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loom.core import turn
 from loom.daemons.turnloop import Tools
 from loom.models.base import ModelContext
 from loom.roles.chat import Asked
@@ -25,6 +26,7 @@ UNSAFE_ENV = "LOOM_UNSAFE_NO_SANDBOX"
 WORKSPACE_ENV = "LOOM_WORKSPACE"
 TOOL_TIMEOUT_S = 300.0
 CONTEXT_TOKENS = "context_tokens"
+MAX_STEPS = "max_steps"
 
 
 def model_context(home: Home, env: Mapping[str, str], cwd: str, extra_env: Mapping[str, str]) -> ModelContext:
@@ -59,18 +61,28 @@ def _blob(home: Home, digest: str) -> bytes:
 
 def window(context: ModelContext, model: str, options: Mapping[str, Any]) -> int | None:
     """How many tokens the model of this name can hold: what the agent's options say, else its provider's setting."""
-    tokens = options.get(CONTEXT_TOKENS)
+    tokens = _count(options, CONTEXT_TOKENS, "tokens")
     if tokens is not None:
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-            raise Config(f"option {CONTEXT_TOKENS} is {tokens!r:.40}, expected a number of tokens")
         return tokens
     provider = context.providers.get(model.partition("/")[0])
     return None if provider is None else provider.context
 
 
+def max_steps(options: Mapping[str, Any]) -> int:
+    """How often the model may be asked for one message. Raises Config."""
+    return _count(options, MAX_STEPS, "steps") or turn.MAX_STEPS
+
+
+def _count(options: Mapping[str, Any], name: str, what: str) -> int | None:
+    count = options.get(name)
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise Config(f"option {name} is {count!r:.40}, expected a number of {what}")
+    return count
+
+
 def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
     """An agent's options without those that are meant for us."""
-    return {name: value for name, value in options.items() if name != CONTEXT_TOKENS}
+    return {name: value for name, value in options.items() if name not in (CONTEXT_TOKENS, MAX_STEPS)}
 
 
 def check_schema(spec: AgentSpec) -> None:

@@ -51,6 +51,7 @@ def run(
     *,
     emit: Emit = lambda event: None,
     streaming: bool = False,
+    max_steps: int = core.MAX_STEPS,
     deadline_ms: int | None = None,
     abandoned: Callable[[], bool] | None = None,
 ) -> Outcome:
@@ -58,13 +59,14 @@ def run(
 
     emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage"|"asked_again"|"retry"|"notice", …}
     abandoned  whether nobody waits for the answer any longer; asked before each step, and while a model is at it
+    max_steps  how often the model may be asked
     streaming  text is shown as it comes, so a request that broke after its first words is not sent again
     Raises LoomError when there will be no answer, proc.stopping.Leaving when asked to leave (all is recorded),
     OSError when the disk refuses.
     """
     try:
         with stopping.limit(None if deadline_ms is None else deadline_ms / 1000 - time.time(), abandoned):
-            return _run(turn, first, model, tools, stopping, log, emit, streaming, deadline_ms)
+            return _run(turn, first, model, tools, stopping, log, emit, streaming, max_steps, deadline_ms)
     except OutOfTime:
         raise Deadline("the deadline has passed", hint="what was done is recorded") from None
     except Unwanted:
@@ -80,10 +82,11 @@ def _run(
     log: Log,
     emit: Emit,
     streaming: bool,
+    max_steps: int,
     deadline_ms: int | None,
 ) -> Outcome:
     while True:
-        action = core.decide(turn.steps, first, tools.specs)
+        action = core.decide(turn.steps, first, tools.specs, max_steps)
         if not isinstance(action, core.Answer | core.Stop):  # what is decided already needs no more time
             stopping.check()
         match action:

@@ -57,7 +57,8 @@ class AgentSpec:
     """One agent. `runner` names an executable in runners/ or is an absolute path to one.
 
     tools     names of granted tools
-    options   sampling settings for the model; `context_tokens` among them says how many tokens it can hold
+    options   sampling settings for the model; among them, for us, `context_tokens`: how many tokens it can hold, and
+              `max_steps`: how often it may be asked for one message
     env       added to the runner's environment; never a secret
     schema    the JSON Schema that every answer must fit; None: any text will do
     scale     `to-zero`: a process only while there is mail, and for some idle time after; empty: always one

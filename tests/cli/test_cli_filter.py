@@ -441,6 +441,14 @@ def test_a_call_written_as_text_is_not_run_and_the_model_is_told(loom: Loom) -> 
     assert (loom.place / "c").exists() and not (loom.place / "a").exists()
 
 
+def test_a_turn_ends_after_as_many_steps_as_it_may_have(loom: Loom) -> None:
+    calls = [{"calls": [{"name": "read-file", "input": {"path": f"{n}.txt"}}]} for n in range(3)]
+    words = ("agent", "start", "x", "--model", loom.script(*calls, {"text": "done"}), "--tools", "read-file")
+    said = loom(*words, "--max-steps", "2", stdin="go")
+    assert (said.status, said.out) == (1, "") and "no answer after 2 steps" in said.err
+    assert loom(*words, "--max-steps", "4", stdin="go").out == "done\n"
+
+
 def test_the_same_call_again_and_again_is_told_and_ends_with_1(loom: Loom) -> None:
     (loom.place / "a").write_text("same")
     call = {"calls": [{"name": "read-file", "input": {"path": "a"}}]}

@@ -353,10 +353,11 @@ def test_a_conversation_too_long_for_the_model_is_cut_and_the_log_says_so(tmp_pa
     assert cut["what"] == "history: the oldest 2 of 2 messages were left out (window 100 tokens)"
 
 
-@pytest.mark.parametrize("tokens", [0, -1, "many", True, 1.5])
-def test_a_window_that_is_no_number_of_tokens_is_a_fault_of_the_agent(tmp_path: Path, tokens: object) -> None:
-    status, err = Bench(tmp_path, options={"context_tokens": tokens}).drain()
-    assert (status, "context_tokens" in err) == (exits.CONFIG, True)
+@pytest.mark.parametrize("name", ["context_tokens", "max_steps"])
+@pytest.mark.parametrize("count", [0, -1, "many", True, 1.5])
+def test_an_option_that_is_no_number_is_a_fault_of_the_agent(tmp_path: Path, name: str, count: object) -> None:
+    status, err = Bench(tmp_path, options={name: count}).drain()
+    assert (status, f"option {name} is" in err) == (exits.CONFIG, True)
 
 
 def test_an_agent_with_a_schema_answers_with_json_or_fails_the_message(tmp_path: Path) -> None:
