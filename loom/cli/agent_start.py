@@ -66,9 +66,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--thread", metavar="T", help="Keep the conversation under this name and go on with it."),
     click.option("--tools", metavar="A,B", help="Names of the granted tools."),
     click.option("--schema", metavar="FILE", help="A JSON Schema: the answer is JSON that fits it, else 65."),
-    click.option(
-        "--max-steps", type=click.IntRange(1), metavar="N", help="Ask the model so often for a message: 60."
-    ),
+    click.option("--max-steps", type=click.IntRange(1), metavar="N", help="Ask the model so often for a message: 60."),
     click.option("--attach", metavar="FILE", multiple=True, help="An image or a text file to go with it; repeatable."),
     click.option(
         "--resume",
