@@ -112,14 +112,15 @@ class Ward:
     def is_needed(self, but: str, *, anew: bool = False) -> bool:
         """Whether an agent other than `but` is wanted up, or has mail that somebody waits for.
 
-        By what was read last, or `anew`: from the files of every agent, which takes its time among thousands.
+        By what was heard, or `anew`: from the files of every agent, which takes its time among thousands.
         """
         for name, charge in self.charges.items():
             if anew:
                 charge.refresh(self._shared, time.monotonic())
             if charge.is_wanted_up() and name != but:
                 return True
-            if charge.wanted.want == "demand" and (agents.has_mail(charge.agent) if anew else charge.mail):
+            # Mail that was seen may have been worked on since, of which nothing is heard.
+            if charge.wanted.want == "demand" and (anew or charge.mail) and agents.has_mail(charge.agent):
                 return True
         return False
 

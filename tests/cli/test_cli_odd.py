@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,29 +101,34 @@ def test_one_broken_mailbox_does_not_hide_the_other_agents(loom: Loom) -> None:
 
 
 def test_a_closed_terminal_ends_a_filter_with_all_that_its_model_started(loom: Loom) -> None:
-    pids = loom.place / "pids"
+    started = loom.place / "started"
+    words = ["sleep", f"1000.{time.time_ns()}"]  # its pid, as the program sees it, is of a namespace of its own
     source = f"""
-import os, subprocess
-child = subprocess.Popen(["sleep", "1000"])
-with open({str(pids)!r} + ".new", "w") as file:
-    file.write(str(child.pid))
-os.rename({str(pids)!r} + ".new", {str(pids)!r})
+import pathlib, subprocess
+child = subprocess.Popen({words!r})
+pathlib.Path({str(started)!r}).touch()
 child.wait()
 """
     program = loom.program("slow.py", source)
     process = loom.start("agent", "start", "x", "--model", f"exec/{program}", "--prompt", "a")
-    wait_until(pids.exists)
+    wait_until(started.exists)
+    wait_until(lambda: _runs(words))
     process.send_signal(signal.SIGHUP)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 129 and b"resume with" in err
-    wait_until(lambda: _is_gone(int(pids.read_text())))
+    wait_until(lambda: not _runs(words))
 
 
-def _is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
+def _runs(words: list[str]) -> bool:
+    """Whether a process with this command line lives."""
+    wanted = "\0".join([*words, ""]).encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes() == wanted:
+                return True
+        except OSError:
+            continue
+    return False
 
 
 def test_under_nohup_a_filter_goes_on(loom: Loom, tmp_path: Path) -> None:

@@ -53,7 +53,23 @@ JUSTIFIED = {
 }
 
 # Functions that sync and are in no record.
+_NOT_YET = "killed at every call by the crash points; cutting the power there is still to be written (reliability.md)"
+_GIVEN_AGAIN = "the same command, given again, does what is left"
+_THROWN_AWAY = "conformance works in a home of its own, which it removes"
 UNRECORDED = {
+    "conformance_runner:_usage": _THROWN_AWAY,
+    "conformance_runner:put": _THROWN_AWAY,
+    "pipe:_settle": _NOT_YET,
+    "pipestate:__init__": _NOT_YET,
+    "pipestate:_put": _NOT_YET,
+    "pipestate:rewrite": _NOT_YET,
+    "schedule:add": _GIVEN_AGAIN,
+    "schedule:rm": _GIVEN_AGAIN,
+    "schedules:lock": "makes a directory that each job has",
+    "schedules:write_slots": _NOT_YET,
+    "up:_seed": _GIVEN_AGAIN,
+    "weaving:write_pipe": _GIVEN_AGAIN,
+    "weaving:write_routes": _GIVEN_AGAIN,
     "filter:begin": "a person at a terminal waits for the answer, and types the order again without one",
     "fsck_mail:_doubled": "fsck may be run again",
     "fsck_mail:act": "fsck may be run again",
