@@ -25,10 +25,10 @@ demo: core-venv ## agents write a digest of DIR (default adrs/ and docs/): needs
 	@LOOM="$(CURDIR)/$(BIN)/loom" LOOM_SHOWN="$(BIN)/loom" sh examples/demo.sh "$(DIR)"
 
 test: dev-venv style types ## style, types and all tests, the crash tests in part (what .ci/run runs)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not full"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
 
 check: dev-venv style types ## style, types and the fast tests: under two minutes
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not full"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not full"
 
 crash: dev-venv ## the whole crash proof: writers killed and failed at every change of a file (half an hour)
 	@LOOM_CRASH=full $(LONG) tests/crash
