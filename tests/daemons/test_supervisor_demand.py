@@ -134,7 +134,7 @@ def test_it_stays_while_it_is_needed(world: World, need: str) -> None:
     if need == "goal":
         goal.mkdir()
         (goal / "goal.md").touch()
-    child = world.start(on_demand=True, idle_s=0.05)
+    child = world.start(on_demand=True, idle_s=0.05, sweep_s=3600)
     child.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.5)  # ten times as long as it would stay without
