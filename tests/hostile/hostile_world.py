@@ -177,6 +177,8 @@ def answered(agent: AgentDir, stems: list[str], deadline_s: float = LONG_S) -> N
 
 def check_answered_once(agent: AgentDir, stems: list[str]) -> None:
     """Each has exactly one answer and no failure; nothing else was answered; the conversation has each once."""
+    # The router is done when nothing waits for it; a reply that moves meanwhile would be seen twice, or not at all.
+    wait_until(lambda: mailbox.outgoing(agent) == [])
     replies = [path.name for path in (*agent.outbox.glob("*.msg"), *agent.outbox.glob(".sent/*/*.msg"))]
     assert sorted(replies) == sorted(f"{ids.reply_stem(agent.name, s)}.msg" for s in stems)
     done = [path.name for path in agent.inbox.glob(".processed/*/*.msg")]

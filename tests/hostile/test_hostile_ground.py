@@ -181,7 +181,6 @@ def live_through(place: Path, trouble: Trouble) -> dict[str, Any]:
         mended = time.monotonic()
         answered(worker, [*before, *stems])
         recovered_s = time.monotonic() - mended
-        wait_until(lambda: mailbox.outgoing(worker) == [])
         check_answered_once(worker, [*before, *stems])
         assert supervisor.poll() is None
         left = exits_of(world.log)

@@ -221,8 +221,6 @@ def throw_at_inbox(world: HostileWorld) -> dict[str, Any]:
     assert took_s < LIMIT_S, f"{took_s:.2f} s, of which leaving them took {left_s:.2f} s"
     assert pid_of(worker) == pid and log_records(worker, "crashed") == []
     assert supervisor.poll() is None
-    # The router is done when nothing waits for it: replies without a target go to .sent/.
-    wait_until(lambda: mailbox.outgoing(worker) == [])
     check_answered_once(worker, [*first, *stems, last])
     assert len(notes(worker.unreadable)) == sum(bool(o.reasons) and not o.stays for o in odd) + len(known)
     left = {name for name in os.listdir(worker.inbox) if name not in OURS}
