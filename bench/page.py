@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def write(results: Path, page: Path = PAGE) -> None:
 
 def _section(r: Mapping[str, Any]) -> str:
     m = r["machine"]
-    lines = [f"### {r['name']}", "", f"{r['how']}.", "", "| case | median | range | n |", "|---|---|---|---|"]
+    how = textwrap.fill(f"{r['how']}.", 120)
+    lines = [f"### {r['name']}", "", how, "", "| case | median | range | n |", "|---|---|---|---|"]
     for row in r["rows"]:
         s = row["samples"]
         if s:
