@@ -106,8 +106,8 @@ def test_without_namespaces_the_supervisor_finds_what_bears_its_mark(world: Worl
     _ask(world, agent)
     strays = wait_until(lambda: _strays(name))
     assert isinstance(strays, list)
-    agents.write_want(agent, "down")
     os.kill(pid, signal.SIGKILL)
+    agents.write_want(agent, "down")
     wait_until(lambda: not _strays(name), GONE_S)
 
 
