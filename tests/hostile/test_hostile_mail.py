@@ -59,6 +59,11 @@ def world() -> Iterator[HostileWorld]:
         try:
             made.close()
         finally:
+            for directory, names, _ in os.walk(root):  # some are closed to us, unless we are root
+                for name in names:
+                    path = Path(directory, name)
+                    if not path.is_symlink():
+                        path.chmod(0o700)
             shutil.rmtree(root)
 
 
