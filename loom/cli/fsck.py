@@ -13,7 +13,7 @@ from loom.core.fsck import exit_status
 from loom.spool import fsck
 from loom.spool.layout import Home, default_home
 
-_BEFORE_TODO = {"mend": "--repair: ", "mended": "mended: ", "note": "no fault; --repair: "}
+_BEFORE_ADVICE = {"mend": "--repair: ", "mended": "mended: ", "note": "no fault; --repair: "}
 _COUNTED = {
     "mend": "to be mended with --repair",
     "mended": "mended",
@@ -41,7 +41,7 @@ def cli(repair: bool, as_json: bool) -> int:
             told = {"path": shown(finding.path), "what": finding.what, "status": finding.status, "todo": finding.todo}
             printing.json_line({"event": "finding", **told})
         else:
-            todo = f"{_BEFORE_TODO.get(finding.status, '')}{finding.todo}"
+            todo = f"{_BEFORE_ADVICE.get(finding.status, '')}{finding.todo}"
             printing.line(printing.escaped(f"{shown(finding.path)}: {finding.what}; {todo}"))
     status = exit_status(counts)
     if as_json:

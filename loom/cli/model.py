@@ -98,8 +98,8 @@ def ls(provider: str | None, as_json: bool) -> None:
         printing.table(("SETTING", "MODEL", ""), rows)
 
 
-def _ask_all(aliases: list[str], context: ModelContext) -> list[Found]:
-    """All of them at a time, in the order given. Who has not answered within LIST_S does not answer."""
+def _ask_all(aliases: list[str], context: ModelContext, patience_s: float = LIST_S) -> list[Found]:
+    """All of them at a time, in the order given. Who has not answered within that time does not answer."""
     found = {alias: Found(registry.find_provider(alias, context)) for alias in aliases}
     done: queue.SimpleQueue[Found] = queue.SimpleQueue()
 
@@ -110,7 +110,7 @@ def _ask_all(aliases: list[str], context: ModelContext) -> list[Found]:
     for one in found.values():
         # Daemons: a server that drips an answer for ever keeps nobody from leaving.
         threading.Thread(target=ask, args=(one,), daemon=True).start()
-    deadline = time.monotonic() + LIST_S
+    deadline = time.monotonic() + patience_s
     waiting = set(found)
     while waiting:
         try:
@@ -121,7 +121,7 @@ def _ask_all(aliases: list[str], context: ModelContext) -> list[Found]:
         if one.reachable is not None or one.error:
             waiting.discard(one.provider.alias)
     for alias in waiting:
-        found[alias].reachable, found[alias].error = False, f"no answer within {LIST_S:g} s"
+        found[alias].reachable, found[alias].error = False, f"no answer within {patience_s:g} s"
     return list(found.values())
 
 

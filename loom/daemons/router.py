@@ -84,7 +84,7 @@ class Router:
         for goal in self.goals.values():
             goal.close()
         os.close(self.bell)
-        self.sights.close()
+        self.sights.watch.close()
 
     def recover(self) -> None:
         """Everything is looked at once."""
@@ -104,7 +104,7 @@ class Router:
 
     def _wait(self) -> None:
         limit = max(0.0, self._next_sweep_s - time.monotonic())
-        self.alone.wait(self.agent.stopping, min(limit, self._next_deadline_s()), [self.bell, *self.sights.fds])
+        self.alone.wait(self.agent.stopping, min(limit, self._next_deadline_s()), [self.bell, *self.sights.watch.fds])
         wake.drain(self.bell)
         news = self.sights.read()
         if news.everywhere:
@@ -121,13 +121,13 @@ class Router:
 
     def sweep(self) -> None:
         """Route what is in the outboxes, take up goals, carry out what follows."""
-        full = not self.sights.complete or time.monotonic() >= self._next_sweep_s
+        full = not self.sights.watch.complete or time.monotonic() >= self._next_sweep_s
         if full:
             self.sights.watch_agents()  # before the look, so that nothing arrives unseen between the two
-            self._next_sweep_s = time.monotonic() + (SWEEP_S if self.sights.complete else service.LOOK_EVERY_S)
-            if self.sights.why and not self._blind:
+            self._next_sweep_s = time.monotonic() + (SWEEP_S if self.sights.watch.complete else service.LOOK_EVERY_S)
+            if self.sights.watch.why and not self._blind:
                 self._blind = True
-                self.agent.log.warning("blind", error=self.sights.why)
+                self.agent.log.warning("blind", error=self.sights.watch.why)
             self.broken.clear()  # a person may have mended them meanwhile
         self._open_goals(full)
         for name in self._outboxes(full):

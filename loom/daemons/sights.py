@@ -37,22 +37,12 @@ class News:
 
 
 class Sights:
-    """`complete` is False when something could not be watched; `why` says why."""
+    """`watch`: what is listened to, and whether that is all."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._numbers: dict[tuple[str, str], int] = {}
-        self._watch: watch.Watch | None = None
-        self.complete = True
-        self.why = ""
-        try:
-            self._watch = watch.Watch()
-        except OSError as error:
-            self._give_up(error)
-
-    @property
-    def fd(self) -> int:
-        return -1 if self._watch is None else self._watch.fd
+        self.watch = watch.BestEffort()
 
     def watch_home(self) -> None:
         """Also again later: secrets/ and pipes/ need not exist from the start."""
@@ -69,27 +59,18 @@ class Sights:
     def forget_agent(self, name: str) -> None:
         for key in (("agent", name), ("inbox", name)):
             number = self._numbers.pop(key, None)
-            if number is not None and self._watch is not None:
-                self._watch.remove(number)
+            if number is not None:
+                self.watch.remove(number)
 
     def _add(self, key: tuple[str, str], directory: Path, mask: int) -> None:
-        if self._watch is None or key in self._numbers:
-            return
-        try:
-            self._numbers[key] = self._watch.add(directory, mask, key)
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # not there yet: its creation is seen from the directory above
-        except OSError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: OSError) -> None:
-        self.complete = False
-        self.why = f"{error.strerror or error}: raise fs.inotify.max_user_instances and fs.inotify.max_user_watches"
+        """What is not there yet is heard of from the directory above."""
+        if key not in self._numbers and (number := self.watch.add(directory, mask, key)) is not None:
+            self._numbers[key] = number
 
     def read(self) -> News:
         """Everything heard since the last time."""
         news = News()
-        for event in self._watch.read() if self._watch is not None else ():
+        for event in self.watch.read():
             if event.mask & watch.OVERFLOW or not isinstance(event.key, tuple):
                 news.everywhere = True
                 continue
@@ -118,7 +99,3 @@ class Sights:
             news.settings = True
         elif name == _HERE.pipes.name:
             news.everywhere = True
-
-    def close(self) -> None:
-        if self._watch is not None:
-            self._watch.close()

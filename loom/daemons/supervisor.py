@@ -139,10 +139,10 @@ class Supervisor:
         self._bell = wake.listen(self.home.wake_fifo("supervisor"))
         self.listen(self._bell, self._on_bell)
         self._sights = Sights(self.home)
-        if self._sights.fd >= 0:
-            self.listen(self._sights.fd, self._on_news)
-        if not self._sights.complete:
-            self.say("warning", "blind", error=self._sights.why)
+        for fd in self._sights.watch.fds:
+            self.listen(fd, self._on_news)
+        if not self._sights.watch.complete:
+            self.say("warning", "blind", error=self._sights.watch.why)
         for line in programs.preload(self._table):
             self.say("warning", "not_loaded", error=line)
         programs.warm(self.home)
@@ -158,7 +158,7 @@ class Supervisor:
         if not self._displaced:
             fs.remove(self.home.supervisor_pid)
         self._hands.close()
-        self._sights.close()
+        self._sights.watch.close()
         self._epoll.close()
         signal.set_wakeup_fd(-1)
         for fd in (self._bell, self._signals, self._signals_write):
@@ -300,7 +300,7 @@ class Supervisor:
 
     def _look_everywhere(self) -> None:
         self._look_at_home()
-        self._swept_at, blind = time.monotonic(), not self._sights.complete
+        self._swept_at, blind = time.monotonic(), not self._sights.watch.complete
         usual_s = _BLIND_SWEEP_S if blind else self.settings.sweep_s
         self._sweep_at = self._swept_at + max(usual_s, self._least_s(blind))
         self._sights.watch_home()

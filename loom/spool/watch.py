@@ -95,3 +95,56 @@ class Watch:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), what)
         return result
+
+
+class BestEffort:
+    """A Watch for who also looks by itself: where there is none, or no more can be watched, nothing is raised.
+
+    complete   False when not everything asked for is watched; `why` says what went wrong and what would help
+    absent     errors that mean that a directory is not there, or not to be watched: nothing is missing then
+    """
+
+    def __init__(self, absent: tuple[type[OSError], ...] = (FileNotFoundError, NotADirectoryError)) -> None:
+        self._absent = absent
+        self._watch: Watch | None = None
+        self.complete = True
+        self.why = ""
+        try:
+            self._watch = Watch()
+        except OSError as error:
+            self._give_up(error)
+
+    @property
+    def fds(self) -> list[int]:
+        """What becomes readable when there is something to read()."""
+        return [] if self._watch is None else [self._watch.fd]
+
+    def add(self, directory: Path, mask: int, key: Hashable) -> int | None:
+        """The number of the watch, the same one for the same directory; None when it is not watched."""
+        if self._watch is None:
+            return None
+        try:
+            return self._watch.add(directory, mask, key)
+        except self._absent:
+            return None
+        except OSError as error:
+            self._give_up(error)
+            return None
+
+    def remove(self, number: int) -> None:
+        if self._watch is not None:
+            self._watch.remove(number)
+
+    def read(self) -> list[Event]:
+        return [] if self._watch is None else self._watch.read()
+
+    def close(self) -> None:
+        """From now on nothing is heard."""
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = None
+        self.complete = False
+
+    def _give_up(self, error: OSError) -> None:
+        self.complete = False
+        self.why = f"{error.strerror or error}: raise fs.inotify.max_user_instances and fs.inotify.max_user_watches"

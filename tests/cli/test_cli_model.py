@@ -95,14 +95,11 @@ def test_ls_of_a_server_that_refuses_the_key(loom: Loom, far: FarSide) -> None:
     assert KEY not in said.out + said.err
 
 
-def test_a_server_that_stays_silent_has_its_key_all_the_same(
-    loom: Loom, far: FarSide, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_stays_silent_has_its_key_all_the_same(loom: Loom, far: FarSide) -> None:
     provider = Provider("lab", "openai", far.url, key="lab")
     context = ModelContext(env={"LAB_API_KEY": KEY}, providers={"lab": provider})
     far.answers += [[b"HTTP/1.1 200 OK\r\n", HOLD]]
-    monkeypatch.setattr(model, "LIST_S", 1.0)
-    (found,) = model._ask_all(["lab"], context)
+    (found,) = model._ask_all(["lab"], context, patience_s=1.0)
     assert found.reachable is False and "no answer within" in found.error
     assert found.key_from == "LAB_API_KEY"
 

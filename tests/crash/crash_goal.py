@@ -146,7 +146,7 @@ def _router(home: Path) -> Router:
     agent = Agent(Home(home), directory, agents.read_spec(directory), _Silent(directory.logs), Stopping())
     make = partial(GOAL_CLASS, clock_ns=lambda: NOW_NS + next(numbers) * 1_000_000, draw=draw)
     router = Router(agent, BOOT, make)
-    router.sights.close()  # it looks everywhere each time
+    router.sights.watch.close()  # it looks everywhere each time
     return router
 
 

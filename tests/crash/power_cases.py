@@ -385,7 +385,7 @@ def _router(home: Path, numbers: Iterator[int]) -> Router:
 
     make = partial(Goal, clock_ns=lambda: NOW_NS + next(numbers) * 1_000_000, draw=draw)
     router = Router(_agent(home, "router"), BOOT, make)
-    router.sights.close()
+    router.sights.watch.close()
     return router
 
 

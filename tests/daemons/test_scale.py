@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from typing import Any
 
+import pytest
 from support import wait_until
 from world import TABLE, World, is_alive, pid_of, status
 
@@ -80,8 +82,8 @@ def test_an_agent_that_is_wanted_up_keeps_its_supervisor_though_it_sleeps(world:
     stem = _ask(world, agent)
     wait_until(lambda: _is_answered(agent, stem))
     wait_until(lambda: not locks.is_held(agent.lock))
-    time.sleep(4 * settings.idle_s)  # by far long enough to leave
-    assert child.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(4 * settings.idle_s)  # by far long enough to leave
     agents.write_want(agent, "down")
     assert child.wait(30) == 0 and agents.read_want(other) == "demand"
 

@@ -124,7 +124,7 @@ def route_all(home: Home) -> None:
     process = Process(home, "router")
     router = Router(process.agent, process.me)
     try:
-        router.sights.close()  # it looks everywhere each time
+        router.sights.watch.close()  # it looks everywhere each time
         router.sweep()
     finally:
         router.close()
