@@ -130,7 +130,10 @@ class Reloading:
         elif could:
             self._become()
         else:
-            self._refuse(exits.CONFIG, f"the installed code cannot take over: {said or f'its trial ended: {status}'}")
+            # Killed, or refused by the machine: that says nothing about the code.
+            later = status is None or status < 0 or status == exits.TRY_LATER
+            why = said or f"its trial ended with {status}"
+            self._refuse(exits.TRY_LATER if later else exits.CONFIG, f"the installed code cannot take over: {why}")
 
     def _become(self) -> None:
         blocked = reexec.hold_signals()

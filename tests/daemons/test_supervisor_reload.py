@@ -25,7 +25,8 @@ from loom.spool import agents, fs, locks, mailbox, running, wake
 from loom.wire.agent import AgentLimits, AgentSpec, Restart
 
 SERVED = {**TABLE, "agent": "loom.daemons.runner:serve_agent"}
-# A supervisor whose code, in its second life, is slow to come up: it says that it is there, and waits.
+# A supervisor whose code, in its second life, is slow to come up: it says that it is there, and waits. Its trial
+# does so while there is a file `hold`.
 SLOW = f"""
 import os, sys, time
 from pathlib import Path
@@ -33,6 +34,11 @@ place = Path(os.environ["LOOM_HOME"]).parent
 if os.environ.get("LOOM_HANDOVER", "").startswith("take"):
     (place / "between").touch()
     while not (place / "go on").exists():
+        time.sleep(0.005)
+if os.environ.get("LOOM_HANDOVER", "").startswith("try"):
+    with (place / "trials").open("a") as file:
+        print(os.getpid(), file=file)
+    while (place / "hold").exists():
         time.sleep(0.005)
 from loom.daemons.supervisor import Supervisor
 from loom.spool.home import open_home
@@ -318,6 +324,53 @@ def test_one_that_is_leaving_does_not_begin_anew(world: World) -> None:
     assert done.returncode == 75 and "leaving" in done.stderr
     child.send_signal(signal.SIGTERM)  # asked twice: at once
     assert child.wait(30) == 0
+
+
+def tried(world: World) -> tuple[subprocess.Popen[bytes], int]:
+    """A supervisor whose trial does not end; the trial's pid."""
+    place = world.home.path.parent
+    (place / "hold").touch()
+    (place / "go on").touch()
+    child = started(world, "-c", SLOW)
+    child.send_signal(signal.SIGHUP)
+    wait_until((place / "trials").exists)
+    return child, int(wait_until(lambda: (place / "trials").read_text()))
+
+
+def test_a_trial_that_is_killed_says_nothing_about_the_code(world: World) -> None:
+    child, trial = tried(world)
+    os.kill(trial, signal.SIGKILL)
+    said = wait_until(lambda: (now := running.read(world.home)) and now.answered and now)
+    assert (said.pid, said.status) == (child.pid, 75)
+    assert child.poll() is None
+    (world.home.path.parent / "hold").unlink()
+    assert reloaded(world)["pid"] == child.pid
+
+
+def test_during_a_trial_agents_are_served(world: World) -> None:
+    tried(world)
+    agent = world.agent("a", runner="forked-quiet")
+    os.kill(pid_of(agent), signal.SIGUSR1)
+    wait_until(lambda: records(agent))
+    assert records(agent)[0]["exit_code"] == 33
+
+
+def test_asked_during_a_trial_it_tries_what_lies_there_then(world: World) -> None:
+    child, _ = tried(world)
+    for _ in range(3):
+        child.send_signal(signal.SIGHUP)
+    place = world.home.path.parent
+    (place / "hold").unlink()
+    wait_until(lambda: (now := running.read(world.home)) and now.answered)
+    assert len((place / "trials").read_text().split()) == 2
+    assert child.poll() is None
+
+
+def test_told_to_leave_during_a_trial_it_leaves_with_it(world: World) -> None:
+    child, trial = tried(world)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(30) == 0
+    assert not is_alive(trial)
 
 
 def test_what_a_message_has_used_stays_counted(world: World, tmp_path: Path) -> None:
