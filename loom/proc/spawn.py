@@ -21,7 +21,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loom.proc import pidfd, tree
@@ -97,26 +97,58 @@ def spawn(program: Program, stderr: int, alone: int) -> Spawned:
 
     Raises OSError when no process can be made. A program that cannot be exec'ed says so on stderr and ends with 78.
     """
-    ready_read, ready_write = os.pipe()
+    started = spawn_all([(program, stderr)], alone)[0]
+    if isinstance(started, OSError):
+        raise started
+    return started
+
+
+def spawn_all(wanted: Sequence[tuple[Program, int]], alone: int) -> list[Spawned | OSError]:
+    """spawn() for several (program, stderr): what was started, or why it could not be, in their order.
+
+    They are forked one right after the other. A page that we write between two forks is copied, and the old one is
+    left to the children before it: a parent that is busy between its forks costs each of them a megabyte.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Blocked over the forks: a signal must reach either our handlers or the child's defaults, not a mixture.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Blocked over the fork: a signal must reach either our handlers or the child's defaults, not a mixture.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                _child(program, stderr, ready_write, alone)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.set_blocking(ready_read, False)
-        handle = _handle_of(pid)
-        return Spawned(pid, pidfd.start_of(pid) or 0, handle, ready_read)
-    except BaseException:
+        forked = [_fork(program, stderr, alone) for program, stderr in wanted]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return [_watched(one) for one in forked]
+
+
+def _fork(program: Program, stderr: int, alone: int) -> tuple[int, int] | OSError:
+    """(pid, the reading end of its readiness pipe)."""
+    try:
+        ready_read, ready_write = os.pipe()
+    except OSError as error:
+        return error
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _child(program, stderr, ready_write, alone)
+        return pid, ready_read
+    except OSError as error:
         os.close(ready_read)
-        raise
+        return error
     finally:
         os.close(ready_write)
+
+
+def _watched(forked: tuple[int, int] | OSError) -> Spawned | OSError:
+    if isinstance(forked, OSError):
+        return forked
+    pid, ready = forked
+    try:
+        os.set_blocking(ready, False)
+        handle = _handle_of(pid)
+    except OSError as error:
+        os.close(ready)
+        return error
+    return Spawned(pid, pidfd.start_of(pid) or 0, handle, ready)
 
 
 def _handle_of(pid: int) -> int:
@@ -171,10 +203,19 @@ def _settle(program: Program, stderr: int, ready: int, alone: int) -> None:
         resource.setrlimit(which, values)
     os.umask(0o077)
     os.chdir(program.directory)
-    os.environ.clear()
-    os.environ.update(program.env)
+    _replace_environment(program.env)
     tree.set_name(program.name)
+    gc.freeze()  # what our parent came to hold since its own freeze: searching it would copy it
     gc.enable()
+
+
+def _replace_environment(env: Mapping[str, str]) -> None:
+    """Only what differs: most of it is as our parent has it, and what is not touched stays shared."""
+    for name in [name for name in os.environ if name not in env]:
+        del os.environ[name]
+    for name, value in env.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def _place_descriptors(stderr: int, ready: int, alone: int, *, inheritable: bool) -> None:
