@@ -114,13 +114,14 @@ def spawn_all(wanted: Sequence[tuple[Program, int]], alone: int) -> list[Spawned
     # Blocked over the forks: a signal must reach either our handlers or the child's defaults, not a mixture.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     try:
-        forked = [_fork(program, stderr, alone) for program, stderr in wanted]
+        handled = [number for number in _RESET if signal.getsignal(number) is not signal.SIG_DFL]
+        forked = [_fork(program, stderr, alone, handled) for program, stderr in wanted]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return [_watched(one) for one in forked]
 
 
-def _fork(program: Program, stderr: int, alone: int) -> tuple[int, int] | OSError:
+def _fork(program: Program, stderr: int, alone: int, handled: Sequence[int]) -> tuple[int, int] | OSError:
     """(pid, the reading end of its readiness pipe)."""
     try:
         ready_read, ready_write = os.pipe()
@@ -129,7 +130,7 @@ def _fork(program: Program, stderr: int, alone: int) -> tuple[int, int] | OSErro
     try:
         pid = os.fork()
         if pid == 0:
-            _child(program, stderr, ready_write, alone)
+            _child(program, stderr, ready_write, alone, handled)
         return pid, ready_read
     except OSError as error:
         os.close(ready_read)
@@ -163,11 +164,11 @@ def _handle_of(pid: int) -> int:
         raise
 
 
-def _child(program: Program, stderr: int, ready: int, alone: int) -> None:
+def _child(program: Program, stderr: int, ready: int, alone: int, handled: Sequence[int]) -> None:
     """Everything from here on happens in the child, which never returns."""
     status = exits.BUG
     try:
-        _settle(program, stderr, ready, alone)
+        _settle(program, stderr, ready, alone, handled)
         if program.entry is None:
             status = _exec(program)
         else:
@@ -195,10 +196,10 @@ def _status_of(leaving: SystemExit) -> int:
     return exits.FAILED
 
 
-def _settle(program: Program, stderr: int, ready: int, alone: int) -> None:
+def _settle(program: Program, stderr: int, ready: int, alone: int, handled: Sequence[int]) -> None:
     os.setsid()
     _place_descriptors(stderr, ready, alone, inheritable=program.entry is None)
-    _reset_signals(forked=program.entry is not None)
+    _reset_signals(handled, forked=program.entry is not None)
     for which, values in program.rlimits:
         resource.setrlimit(which, values)
     os.umask(0o077)
@@ -227,9 +228,10 @@ def _place_descriptors(stderr: int, ready: int, alone: int, *, inheritable: bool
     close_from(ALONE_FD + 1)
 
 
-def _reset_signals(*, forked: bool) -> None:
+def _reset_signals(handled: Sequence[int], *, forked: bool) -> None:
+    """`handled`: those whose handler, as our parent has it, is not the default one."""
     signal.set_wakeup_fd(-1)
-    for number in _RESET:
+    for number in handled:
         # An interpreter ignores these two and gets errors instead; a forked runner is an interpreter.
         ignored = forked and number in (signal.SIGPIPE, signal.SIGXFSZ)
         try:
