@@ -71,4 +71,4 @@ def _section(r: Mapping[str, Any]) -> str:
         mark = {True: "met", False: "**missed**", None: ""}[goal["met"]]
         lines.append(f"| {goal['what']} | {_number(goal['reached'])} | {goal['goal']} | {mark} |")
     notes = [*r["notes"], f"{m['date']}, {m['cpus']} CPUs ({m['cpu']}), Linux {m['kernel']}, Python {m['python']}"]
-    return "\n".join([*lines, "", "; ".join(notes) + "."])
+    return "\n".join([*lines, "", textwrap.fill("; ".join(notes) + ".", 120)])

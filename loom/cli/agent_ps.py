@@ -23,8 +23,8 @@ def cli(everything: bool, as_json: bool) -> None:
     hidden: Counter[str] = Counter()
     if not everything:
         users = [s for s in states if not is_reserved(s.name)]
-        states = [s for s in users if s.alive or s.want in ("up", "demand")]
-        hidden.update(s.status for s in users if s not in states)
+        states = [s for s in users if _is_shown(s)]
+        hidden.update(s.status for s in users if not _is_shown(s))
     if as_json:
         printing.json_line({"v": 1, "agents": [asdict(state) for state in states]})
         return
@@ -40,3 +40,8 @@ def cli(everything: bool, as_json: bool) -> None:
     if hidden:
         counted = ", ".join(f"{count} {word}" for word, count in sorted(hidden.items()))
         printing.note(f"{counted} not shown; see: loom agent ps --all")
+
+
+def _is_shown(state: agent_state.State) -> bool:
+    """Whether it is listed without --all."""
+    return state.alive or state.want in ("up", "demand")

@@ -58,7 +58,7 @@ class Hindrance:
 def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State:
     """The state of an agent that exists. `hindrance` is shared by those of one list."""
     alive = agents.is_alive(agent)
-    holder = locks.holder(agent.lock) if alive else None
+    holder = locks.holder(agent.lock_file) if alive else None
     want = agents.read_want(agent)
     try:
         spec = agents.read_spec(agent)
@@ -66,7 +66,7 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
     except (Config, NotFound):
         model, broken, to_zero = agents.read_hint(agent.model) or "?", True, False
     works_by = "demand" if to_zero and want == "up" else want
-    said = agents.read_hint(agent.status)
+    said = agents.read_hint(agent.status_file)
     waiting = agents.waiting(agent)
     has_mail = waiting > 0 or (works_by == "demand" and not alive and agents.has_claimed(agent))
     is_missed = not alive and (works_by == "up" or (works_by == "demand" and has_mail))

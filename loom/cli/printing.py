@@ -96,12 +96,13 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
 
     On a terminal a line is a line: the widest columns give way, and what is cut ends in `…`.
     """
-    cells = [head, *[tuple(" ".join(plain(cell).split()) for cell in row) for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    cells = [head, *[tuple(map(_one_line, row)) for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     if columns := _columns():
         widths = narrowed(widths, columns - len(_GAP) * (len(widths) - 1))
-    for row in cells:
-        line(_GAP.join(_cut(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        cells = [tuple(map(_cut, row, widths)) for row in cells]
+    form = _GAP.join(f"{{:<{width}}}" for width in widths).format
+    write("".join([f"{form(*row).rstrip()}\n" for row in cells]))  # at once: there may be ten thousand
 
 
 def narrowed(widths: Sequence[int], room: int) -> list[int]:
@@ -111,6 +112,12 @@ def narrowed(widths: Sequence[int], room: int) -> list[int]:
         widest = found.index(max(found))
         found[widest] -= 1
     return found
+
+
+def _one_line(text: str) -> str:
+    if text.isprintable() and " " not in text:
+        return text
+    return " ".join(plain(text).split())
 
 
 def _cut(text: str, width: int) -> str:

@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from loom.core.supervision import Exit
 from loom.daemons import programs
@@ -18,6 +18,17 @@ from loom.proc import pidfd, spawn, tree
 from loom.spool import agents, crashes, fs, locks
 from loom.spool.layout import Home
 from loom.wire.agent import AgentLimits, AgentSpec
+from loom.wire.record import record
+
+
+@record
+class Prepared:
+    """A runner about to be started. `stderr` is open; `stderr_at` and `mark` are as in Process."""
+
+    program: spawn.Program
+    stderr: int
+    stderr_at: int
+    mark: frozenset[tuple[str, int]]
 
 
 class Incarnations:
@@ -43,19 +54,22 @@ class Incarnations:
         for fd in self.alone:
             os.close(fd)
 
-    def start(self, charge: Charge) -> Process:
-        """Start the agent's runner. Raises Config when there is no such runner, OSError when it cannot be for now."""
+    def prepare(self, charge: Charge) -> Prepared:
+        """All that can be done before the fork. Raises Config when there is no such runner, OSError."""
         program = self._program(charge, agents.read_spec(charge.agent))
         stderr = fs.open_append(charge.agent.stderr)
         try:
-            at = crashes.stderr_size(charge.agent)
-            mark = charge.finished_mark()
-            child = spawn.spawn(program, stderr, self.alone[0])
-        finally:
+            return Prepared(program, stderr, crashes.stderr_size(charge.agent), charge.finished_mark())
+        except OSError:
             os.close(stderr)
-        return Process(
-            child.pid, child.start, child.pidfd, True, child.ready, agents.now_text(), stderr_at=at, mark=mark
-        )
+            raise
+
+    def start_all(self, prepared: Sequence[Prepared]) -> list[Process | OSError]:
+        """Start these runners together; for one that cannot be started now, why. Each is prepared for one start."""
+        started = spawn.spawn_all([(one.program, one.stderr) for one in prepared], self.alone[0])
+        for one in prepared:
+            os.close(one.stderr)
+        return [_process(*each) for each in zip(prepared, started, strict=True)]
 
     def _program(self, charge: Charge, spec: AgentSpec) -> spawn.Program:
         agent = charge.agent
@@ -112,6 +126,16 @@ class Incarnations:
         code = pidfd.reap(process.pidfd)
         os.close(process.pidfd)
         return Exit() if code is None else _exit(code)
+
+
+def _process(prepared: Prepared, started: spawn.Spawned | OSError) -> Process | OSError:
+    if isinstance(started, OSError):
+        return started
+    return Process(
+        *(started.pid, started.start, started.pidfd, True, started.ready, agents.now_text()),
+        stderr_at=prepared.stderr_at,
+        mark=prepared.mark,
+    )
 
 
 def _rlimits(limits: AgentLimits, nofile: tuple[int, int]) -> tuple[tuple[int, tuple[int, int]], ...]:

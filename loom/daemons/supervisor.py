@@ -49,7 +49,7 @@ ROUTER = "router"
 _RING_S = 0.1  # however often the doorbell rings, everywhere is looked at this seldom
 _TELL_AGAIN_S = 600.0
 _BLIND_SWEEP_S = 2.0  # in place of thirty seconds when not everything can be watched
-_SLICE = 64  # agents of which nothing was heard, between two looks at what was
+_SLICE = 64  # agents of which nothing was heard, between two looks at what was; runners that are forked together
 # Looking everywhere costs some 50 microseconds an agent. It is made so much rarer for each of them that it never takes
 # more than a thousandth of a processor, or a fiftieth when somebody rings or not everything can be watched.
 _SWEEP_EACH_S, _HASTY_EACH_S = 0.05, 0.0025
@@ -254,8 +254,12 @@ class Supervisor:
         names = ward.dirty | {name for name, due in ward.due.items() if due <= now}
         ward.dirty = set()
         names.update(ward.next_unhurried(_SLICE))
-        for name in sorted(names):
-            self._safely(name, lambda name=name: self._serve(name))  # type: ignore[misc]
+        ordered = sorted(names)
+        for at in range(0, len(ordered), _SLICE):
+            for name in ordered[at : at + _SLICE]:
+                self._safely(name, lambda name=name: self._serve(name))  # type: ignore[misc]
+            for name, process in ward.launch().items():
+                self._safely(name, lambda name=name, process=process: ward.launched(name, process))  # type: ignore[misc]
 
     def _serve(self, name: str) -> None:
         charge = self._ward.charges.get(name)

@@ -20,7 +20,7 @@ from loom.core import supervision as core
 from loom.core.supervision import GiveUp, Kill, Limits, Start, Stop
 from loom.daemons import programs
 from loom.daemons.charge import Charge, Held, Process, exit_text, shared_token
-from loom.daemons.incarnations import Incarnations, age_s
+from loom.daemons.incarnations import Incarnations, Prepared, age_s
 from loom.daemons.meter import Meter
 from loom.spool import agents, fs, locks, wake
 from loom.spool.home import disk_error
@@ -59,6 +59,7 @@ class Ward:
         self._table = table
         self._loop = loop
         self._shared = shared_token(home)
+        self._starting: dict[str, Prepared] = {}  # those whom the next launch() starts
         self._ending: set[str] = set()  # agents whose process has ended and could not be taken leave of yet
 
     # -- who is there --------------------------------------------------------------------------------------------
@@ -153,7 +154,10 @@ class Ward:
     # -- serving one ---------------------------------------------------------------------------------------------
 
     def serve(self, charge: Charge) -> bool:
-        """Read what changed about one agent and do what follows from it. False: there is no such agent any more."""
+        """Read what changed about one agent and do what follows from it. False: there is no such agent any more.
+
+        Who is to start is only prepared for it: launch() starts them, together.
+        """
         now = time.monotonic()
         self.due.pop(charge.name, None)
         if charge.name in self._ending:
@@ -167,6 +171,12 @@ class Ward:
             if step is None:
                 break
             self._carry_out(charge, step)
+            if charge.name in self._starting:
+                return True  # what follows from it comes with launched()
+        return self._conclude(charge, now)
+
+    def _conclude(self, charge: Charge, now: float) -> bool:
+        """What is shown, and when to look again. False: there is no such agent any more."""
         self._measure(charge, now)
         charge.show(core.status_of(self._wanted(charge), charge.seen))
         meter_s = None if charge.meter is None else charge.meter.due_s
@@ -242,20 +252,35 @@ class Ward:
         try:
             if charge.seen.last == "later":  # it left for want of something; started into the same it would leave again
                 fs.probe(self._home.run)
-            process = self._hands.start(charge)
+            self._starting[charge.name] = self._hands.prepare(charge)
         except (Config, NotFound) as error:  # not found: removed since it was read
             charge.refuse(error)
             charge.seen = core.parked(charge.wanted, charge.seen)
             self._loop.say("error", "refused", agent=charge.name, error=error.line())
-            return
         except OSError as error:
-            charge.seen = core.postponed(charge.seen, now, TROUBLE_S)
-            charge.hinder(disk_error(error, f"{charge.name} cannot be started", self._home.path))
+            self._hinder(charge, error, now)
             raise
+
+    def launch(self) -> dict[str, Process | OSError]:
+        """Start together all whom serve() has prepared, each of whom launched() is then to be told of."""
+        prepared, self._starting = self._starting, {}
+        return dict(zip(prepared, self._hands.start_all(list(prepared.values())), strict=True)) if prepared else {}
+
+    def launched(self, name: str, process: Process | OSError) -> None:
+        """Raises the OSError for which it could not be started."""
+        now, charge = time.monotonic(), self.charges[name]
+        if isinstance(process, OSError):
+            self._hinder(charge, process, now)
+            raise process
         charge.process = process
         charge.seen = core.started(charge.wanted, charge.seen, now)
         self._listen_to(charge, process)
         charge.show_started()
+        self._conclude(charge, now)
+
+    def _hinder(self, charge: Charge, error: OSError, now: float) -> None:
+        charge.seen = core.postponed(charge.seen, now, TROUBLE_S)
+        charge.hinder(disk_error(error, f"{charge.name} cannot be started", self._home.path))
 
     def _adopt(self, charge: Charge) -> bool:
         process = self._hands.adopt(charge)

@@ -21,7 +21,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loom.proc import pidfd, tree
@@ -97,26 +97,59 @@ def spawn(program: Program, stderr: int, alone: int) -> Spawned:
 
     Raises OSError when no process can be made. A program that cannot be exec'ed says so on stderr and ends with 78.
     """
-    ready_read, ready_write = os.pipe()
+    started = spawn_all([(program, stderr)], alone)[0]
+    if isinstance(started, OSError):
+        raise started
+    return started
+
+
+def spawn_all(wanted: Sequence[tuple[Program, int]], alone: int) -> list[Spawned | OSError]:
+    """spawn() for several (program, stderr): what was started, or why it could not be, in their order.
+
+    They are forked one right after the other. A page that we write between two forks is copied, and the old one is
+    left to the children before it: a parent that is busy between its forks costs each of them a megabyte.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Blocked over the forks: a signal must reach either our handlers or the child's defaults, not a mixture.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Blocked over the fork: a signal must reach either our handlers or the child's defaults, not a mixture.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                _child(program, stderr, ready_write, alone)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.set_blocking(ready_read, False)
-        handle = _handle_of(pid)
-        return Spawned(pid, pidfd.start_of(pid) or 0, handle, ready_read)
-    except BaseException:
+        handled = [number for number in _RESET if signal.getsignal(number) is not signal.SIG_DFL]
+        forked = [_fork(program, stderr, alone, handled) for program, stderr in wanted]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return [_watched(one) for one in forked]
+
+
+def _fork(program: Program, stderr: int, alone: int, handled: Sequence[int]) -> tuple[int, int] | OSError:
+    """(pid, the reading end of its readiness pipe)."""
+    try:
+        ready_read, ready_write = os.pipe()
+    except OSError as error:
+        return error
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _child(program, stderr, ready_write, alone, handled)
+        return pid, ready_read
+    except OSError as error:
         os.close(ready_read)
-        raise
+        return error
     finally:
         os.close(ready_write)
+
+
+def _watched(forked: tuple[int, int] | OSError) -> Spawned | OSError:
+    if isinstance(forked, OSError):
+        return forked
+    pid, ready = forked
+    try:
+        os.set_blocking(ready, False)
+        handle = _handle_of(pid)
+    except OSError as error:
+        os.close(ready)
+        return error
+    return Spawned(pid, pidfd.start_of(pid) or 0, handle, ready)
 
 
 def _handle_of(pid: int) -> int:
@@ -131,11 +164,11 @@ def _handle_of(pid: int) -> int:
         raise
 
 
-def _child(program: Program, stderr: int, ready: int, alone: int) -> None:
+def _child(program: Program, stderr: int, ready: int, alone: int, handled: Sequence[int]) -> None:
     """Everything from here on happens in the child, which never returns."""
     status = exits.BUG
     try:
-        _settle(program, stderr, ready, alone)
+        _settle(program, stderr, ready, alone, handled)
         if program.entry is None:
             status = _exec(program)
         else:
@@ -163,18 +196,27 @@ def _status_of(leaving: SystemExit) -> int:
     return exits.FAILED
 
 
-def _settle(program: Program, stderr: int, ready: int, alone: int) -> None:
+def _settle(program: Program, stderr: int, ready: int, alone: int, handled: Sequence[int]) -> None:
     os.setsid()
     _place_descriptors(stderr, ready, alone, inheritable=program.entry is None)
-    _reset_signals(forked=program.entry is not None)
+    _reset_signals(handled, forked=program.entry is not None)
     for which, values in program.rlimits:
         resource.setrlimit(which, values)
     os.umask(0o077)
     os.chdir(program.directory)
-    os.environ.clear()
-    os.environ.update(program.env)
+    _replace_environment(program.env)
     tree.set_name(program.name)
+    gc.freeze()  # what our parent came to hold since its own freeze: searching it would copy it
     gc.enable()
+
+
+def _replace_environment(env: Mapping[str, str]) -> None:
+    """Only what differs: most of it is as our parent has it, and what is not touched stays shared."""
+    for name in [name for name in os.environ if name not in env]:
+        del os.environ[name]
+    for name, value in env.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def _place_descriptors(stderr: int, ready: int, alone: int, *, inheritable: bool) -> None:
@@ -186,9 +228,10 @@ def _place_descriptors(stderr: int, ready: int, alone: int, *, inheritable: bool
     close_from(ALONE_FD + 1)
 
 
-def _reset_signals(*, forked: bool) -> None:
+def _reset_signals(handled: Sequence[int], *, forked: bool) -> None:
+    """`handled`: those whose handler, as our parent has it, is not the default one."""
     signal.set_wakeup_fd(-1)
-    for number in _RESET:
+    for number in handled:
         # An interpreter ignores these two and gets errors instead; a forked runner is an interpreter.
         ignored = forked and number in (signal.SIGPIPE, signal.SIGXFSZ)
         try:

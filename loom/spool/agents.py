@@ -103,12 +103,12 @@ def find(home: Home, name: str) -> AgentDir:
 def read_spec(agent: AgentDir) -> AgentSpec:
     """Raises NotFound, and Config when agent.json is no valid spec."""
     try:
-        data = fs.read(agent.spec, 1 << 20)
+        data = fs.read(agent.spec_file, 1 << 20)
     except FileNotFoundError:
         raise NotFound(f"there is no agent {agent.name!r}") from None
     except (fs.NotRegular, fs.TooLarge) as error:
         raise Config(f"{agent.spec} cannot be read: {error}") from None
-    spec = wire.decode(data, str(agent.spec))
+    spec = wire.decode(data, agent.spec_file)
     if spec.name != agent.name:
         raise Config(f"{agent.spec} is the spec of {spec.name!r}", hint=f"set its name to {agent.name!r}")
     return spec
@@ -120,7 +120,7 @@ def read_want(agent: AgentDir) -> Want:
     Raises OSError for what is the environment's fault: no descriptors does not mean that an agent is unwanted.
     """
     try:
-        text = fs.read(agent.want, 4096).decode("utf-8", "replace").strip()
+        text = fs.read(agent.want_file, 4096).decode("utf-8", "replace").strip()
     except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
         return "down"
     return next((want for want in WANTS if want == text), "down")
@@ -131,7 +131,7 @@ def write_want(agent: AgentDir, want: Want) -> None:
     fs.replace(agent.want, f"{want}\n".encode())
 
 
-def read_hint(path: Path) -> str:
+def read_hint(path: fs.Place) -> str:
     """A one-value file, empty when it is not there. For people and for showing, never to decide."""
     try:
         return fs.read(path, 4096).decode("utf-8", "replace").strip()
@@ -141,28 +141,28 @@ def read_hint(path: Path) -> str:
 
 def is_alive(agent: AgentDir) -> bool:
     """Whether a runner holds this agent's lock."""
-    return locks.is_held(agent.lock)
+    return locks.is_held(agent.lock_file)
 
 
 def waiting(agent: AgentDir) -> int:
     """How many messages wait in the inbox."""
     try:
-        return sum(1 for n in os.listdir(agent.inbox) if n.endswith(".msg") and not n.startswith("."))
+        return sum(1 for n in os.listdir(agent.inbox_file("")) if n.endswith(".msg") and not n.startswith("."))
     except (FileNotFoundError, NotADirectoryError):  # of one agent; the list of all shall not end with it
         return 0
 
 
 def has_mail(agent: AgentDir) -> bool:
     """Whether there is anything to do: waiting or claimed and not finished."""
-    return _has_message(agent.inbox) or _has_message(agent.in_progress)
+    return _has_message(agent.inbox_file("")) or _has_message(agent.claimed_file(""))
 
 
 def has_claimed(agent: AgentDir) -> bool:
     """Whether a message was claimed and not finished."""
-    return _has_message(agent.in_progress)
+    return _has_message(agent.claimed_file(""))
 
 
-def _has_message(directory: Path) -> bool:
+def _has_message(directory: str) -> bool:
     try:
         return any(n.endswith(".msg") and not n.startswith(".") for n in os.listdir(directory))
     except (FileNotFoundError, NotADirectoryError):
@@ -202,8 +202,9 @@ def routed_mark(home: Home) -> frozenset[tuple[str, int]]:
 
 
 def each(home: Home) -> Iterator[AgentDir]:
-    for name in names(home):
-        yield home.agent(name)
+    top = home.agents
+    for name in names(home):  # checked there
+        yield AgentDir(top / name) if ids.is_agent(name) else home.agent(name)
 
 
 def now_text() -> str:

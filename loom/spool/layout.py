@@ -192,6 +192,24 @@ class AgentDir(Box):
     def lock(self) -> Path:
         return self.path / "lock"
 
+    # The same as text, for who looks at ten thousand agents at once.
+
+    @property
+    def spec_file(self) -> str:
+        return f"{self.path}/agent.json"
+
+    @property
+    def want_file(self) -> str:
+        return f"{self.path}/want"
+
+    @property
+    def status_file(self) -> str:
+        return f"{self.path}/status"
+
+    @property
+    def lock_file(self) -> str:
+        return f"{self.path}/lock"
+
     @property
     def routed(self) -> Path:
         """The router's count of what it delivered, by route; for people."""

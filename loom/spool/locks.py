@@ -147,7 +147,7 @@ def acquire(path: Path, *, wait: bool = False) -> Lock | None:
     return None
 
 
-def holder(path: Path) -> Incarnation | None:
+def holder(path: fs.Place) -> Incarnation | None:
     """Who holds this lock now: None when nobody does or the holder is not (any longer) the process it names."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -166,7 +166,7 @@ def holder(path: Path) -> Incarnation | None:
         os.close(fd)
 
 
-def is_held(path: Path) -> bool:
+def is_held(path: fs.Place) -> bool:
     """Whether any process holds this lock."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -70,8 +70,7 @@ def loads(data: bytes, max_depth: int = MAX_DEPTH, *, unique: bool = False) -> A
     if data.count(b"[") + data.count(b"{") > max_depth and _depth(text) > max_depth:
         raise Malformed(f"nested deeper than {max_depth} levels")
     try:
-        hook = _unique if unique else None
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=hook)
+        value = (_unique_decoder if unique else _decoder).decode(text)
     except Malformed:
         raise
     except ValueError as error:
@@ -120,6 +119,10 @@ def _finite(text: str) -> float:
 def _kind(value: Any) -> str:
     names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(value), "null")
+
+
+_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+_unique_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
 
 
 def _depth(text: str) -> int:

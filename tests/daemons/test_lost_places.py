@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from runner_bench import Bench
 from support import ROOT, forked, wait_until
 from world import READY, World, is_alive, pid_of, starts
@@ -72,6 +74,30 @@ def test_a_supervisor_s_own_doorbell_is_made_again(world: World) -> None:
     bell = world.home.wake_fifo("supervisor")
     bell.unlink()
     wait_until(lambda: wake.ring(bell))
+
+
+def test_of_those_forked_together_the_ones_that_cannot_be_watched_are_ended(tmp_path: Path) -> None:
+    def work() -> None:
+        stderr = os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT)
+        alone, _ = os.pipe()
+        program = spawn.Program("a", tmp_path, {"PATH": "/"}, entry=lambda _: 0)
+        most = max(map(int, os.listdir("/proc/self/fd"))) + 20
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        taken = []
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(stderr))
+        for fd in taken[-12:]:
+            os.close(fd)
+        found = spawn.spawn_all([(program, stderr)] * 20, alone)
+        started = [one for one in found if isinstance(one, spawn.Spawned)]
+        assert 0 < len(started) < len(found) == 20
+        assert [os.waitpid(child.pid, 0)[0] for child in started] == [child.pid for child in started]
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)  # nobody is left
+
+    ended = forked(lambda: work())
+    assert ended.status == 0, ended.said
 
 
 def test_a_runner_starts_with_few_descriptors(tmp_path: Path) -> None:
