@@ -23,7 +23,7 @@ from loom.models.address import split_url
 from loom.models.registry import DIALECTS, PROVIDERS, find_provider
 from loom.proc import pidfd
 from loom.spool import home as homes
-from loom.spool import locks
+from loom.spool import locks, running
 from loom.spool.layout import Home, default_home, programs_dir
 from loom.wire.errors import LoomError
 
@@ -118,6 +118,10 @@ def _supervisor(home: Home) -> Check:
     if sys.platform != "linux":
         return Check("supervisor", "note", "none: it needs Linux")
     who = locks.holder(home.supervisor_lock)
+    said = running.read(home)
+    if said is not None and said.code != running.code():
+        text = f"runs, pid {said.pid}, with other code than this command: {said.code}, {running.code()}"
+        return Check("supervisor", "note", text, "have it run the installed code: loom supervisor reload")
     if who is not None:
         return Check("supervisor", "ok", f"runs, pid {who.pid}")
     return Check("supervisor", "ok", "does not run; it is started when an agent needs it")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from loom.proc import pidfd, tree
 from loom.proc.spawn import base_environment, mark_of
-from loom.spool import agents, fs, locks, wake
+from loom.spool import agents, fs, locks, running, wake
 from loom.spool.layout import AgentDir, Home
-from loom.wire.errors import Config, TryLater
+from loom.wire.errors import Config, NotFound, TryLater
 
 READY_S = 15.0
 _POLL_S = 0.02
@@ -151,6 +151,31 @@ def signal_supervisor(home: Home, number: int) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def reload_supervisor(home: Home, timeout_s: float) -> tuple[running.Running, running.Running]:
+    """Have the supervisor run the installed code: what it said of itself before, and what it says now.
+
+    Raises NotFound when there is none, TryLater when it does not say what came of it.
+    """
+    before = running.read(home)
+    handle = signal_supervisor(home, signal.SIGHUP)
+    if handle is None:
+        raise NotFound(f"no supervisor serves {home.path}", hint="one starts with: loom agent start NAME --detach")
+    deadline = time.monotonic() + timeout_s
+    poller = select.poll()
+    poller.register(handle, select.POLLIN)
+    try:
+        while (now := running.read(home)) is None or before is None or now.answered == before.answered:
+            if poller.poll(_POLL_S * 1000):
+                raise TryLater("the supervisor ended while it was asked", hint="the next one runs the installed code")
+            if time.monotonic() > deadline:
+                what = "does not say which code it runs" if now is None else f"has not answered within {timeout_s:g} s"
+                raise TryLater(f"the supervisor {what}", hint="or replace it: loom supervisor stop")
+            before = before or now
+        return before, now
+    finally:
+        os.close(handle)
 
 
 def stop_supervisor(home: Home, timeout_s: float = 30.0) -> bool:

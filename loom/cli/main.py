@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 from loom.cli import printing
 from loom.wire import exits
 from loom.wire.errors import LoomError, Usage
-
-VERSION = "0.1.0"
+from loom.wire.release import VERSION
 
 GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
     (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections import Counter
 from importlib import import_module
@@ -13,10 +12,10 @@ import click
 from loom.cli import agent_state, ensure, printing
 from loom.cli.homes import is_reserved, look_into_home, open_home
 from loom.cli.params import Seconds
-from loom.proc import notify
-from loom.spool import agents
+from loom.proc import notify, reexec
+from loom.spool import agents, running
 from loom.spool.layout import Home
-from loom.wire.errors import NotFound
+from loom.wire.errors import Config, TryLater
 
 
 @click.group("supervisor", help="The process that runs agents in the background; started by itself when needed.")
@@ -37,7 +36,9 @@ def run(on_demand: bool) -> int:
 def _shed_environment(home: Home) -> None:
     """Begin anew without what a supervisor must not hold: keys, which every fork would carry on."""
     clean = ensure.supervisor_environment(home.path, os.environ)
-    clean |= {name: os.environ[name] for name in ("LOOM_READY_FD", *notify.VARIABLES) if os.environ.get(name)}
+    clean |= {
+        name: os.environ[name] for name in ("LOOM_READY_FD", reexec.ENV, *notify.VARIABLES) if os.environ.get(name)
+    }
     # LC_CTYPE is put there by the interpreter itself, in some locales at each start.
     if set(os.environ) - set(clean) - {"LC_CTYPE"}:
         sys.stdout.flush()
@@ -50,6 +51,7 @@ def _shed_environment(home: Home) -> None:
 def status(as_json: bool) -> None:
     home = look_into_home()
     who = ensure.supervisor_of(home)
+    said = running.read(home)
     hindrance = agent_state.Hindrance(home)
     states = [agent_state.of(home, agent, hindrance) for agent in agents.each(home)]
     counts = Counter(s.status for s in states if not is_reserved(s.name))
@@ -59,6 +61,8 @@ def status(as_json: bool) -> None:
             "v": 1,
             "running": who is not None,
             "pid": who.pid if who else None,
+            "code": said.code if said else None,
+            "installed": running.code(),
             "home": str(home.path),
             "agents": dict(counts),
             "own": dict(own),
@@ -69,20 +73,27 @@ def status(as_json: bool) -> None:
     if own:
         words += f"; loom's own processes: {_counted(own)}"
     printing.line(f"running, pid {who.pid}: {words}" if who else f"not running: {words}")
+    if said and said.code != running.code():
+        printing.note(f"it runs other code than this command ({said.code}, {running.code()}): loom supervisor reload")
 
 
 def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
 
 
-@cli.command(help="Have the supervisor look at all agents now.")
-def reload() -> None:
-    home = open_home()
-    handle = ensure.signal_supervisor(home, signal.SIGHUP)
-    if handle is None:
-        raise NotFound(f"no supervisor serves {home.path}", hint="one starts with: loom agent start NAME --detach")
-    os.close(handle)
-    printing.note("looking at all agents now; a new version of loom takes effect after: loom supervisor stop")
+@cli.command(help="Have the supervisor run the code that is installed now; no agent is stopped.")
+@click.option("--timeout", type=Seconds(), default=90.0, show_default=True, help="Seconds to wait for it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def reload(timeout: float, as_json: bool) -> None:
+    before, now = ensure.reload_supervisor(open_home(), timeout)
+    if now.status:
+        kind = Config if now.status == Config.exit_status else TryLater
+        raise kind(now.error, hint=f"pid {now.pid} goes on with {now.code}")
+    if as_json:
+        printing.json_line({"v": 1, "pid": now.pid, "before": before.code, "code": now.code})
+        return
+    same = " (the same)" if now.code == before.code else ""
+    printing.line(f"pid {now.pid}: {before.code} → {now.code}{same}")
 
 
 @cli.command(help="Stop all agents and the supervisor; what is wanted stays and goes on with the next start.")

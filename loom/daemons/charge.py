@@ -44,6 +44,20 @@ class Process:
         return f"{self.pid}.{self.start}"
 
 
+@record
+class Held:
+    """One agent. As other code in the same process is told of it.
+
+    want: the word that holds, also while the file is being rewritten. spent: see Meter.
+    """
+
+    want: Want
+    seen: Seen
+    exceeded: str = ""
+    spent: tuple[int, float, float] | None = None
+    process: Process | None = None
+
+
 _FILES = Home(Path()).agent("a")  # names are joined as strings here: sweeps ask for thousands of them
 _RESTARTS: dict[Restart, Restart] = {}  # most agents have the same: one object for all of them
 
@@ -62,6 +76,7 @@ class Charge:
             "limits",
             "meter",
             "exceeded",
+            "spent",
             "_where",
             "_inbox_ns",
             "_swept_ns",
@@ -81,6 +96,7 @@ class Charge:
         self.to_zero = False
         self.limits: AgentLimits | None = None
         self.meter: Meter | None = None  # while it runs and has limits
+        self.spent: tuple[int, float, float] | None = None  # of its process, before this code measured it
         self.exceeded = ""  # the limit for which its process is being ended
         self._log: Log | None = None
         self._where = str(home.agent(name).path)
@@ -131,6 +147,17 @@ class Charge:
             settings=f"{self._digest} {shared}",
             broken=bool(self.trouble) and not self.absent,
         )
+
+    def held(self) -> Held:
+        """What other code needs to know of it."""
+        spent = None if self.meter is None else self.meter.spent
+        return Held(self._want, self.seen, self.exceeded, spent, self.process)
+
+    def go_on(self, held: Held) -> None:
+        """Know what other code knew. What is in its files is read anew."""
+        self.met = True  # a `want` that was written meanwhile is somebody asking
+        self._want, self.seen, self.exceeded, self.process = held.want, held.seen, held.exceeded, held.process
+        self.spent = held.spent
 
     def is_wanted_up(self) -> bool:
         return self._want == "up" and not self.absent

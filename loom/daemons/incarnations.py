@@ -34,17 +34,25 @@ class Prepared:
 class Incarnations:
     """`programs` maps a runner's name to `module:function`; `env` is what a clean base is taken from."""
 
-    def __init__(self, home: Home, table: Mapping[str, str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        table: Mapping[str, str],
+        env: Mapping[str, str],
+        alone: tuple[int, int] | None = None,
+        nofile: tuple[int, int] | None = None,
+    ) -> None:
+        """`alone` and `nofile`: those that other code of this process had before us."""
         self._home = home
         self._table = table
         self._base = spawn.base_environment(env)
-        self._nofile = _raise_nofile()
+        self.nofile = nofile or _raise_nofile()
         # Every runner holds the reading end, only we the other: when we end, however, they hear it (POLLHUP).
-        self._alone_read, self._alone_write = os.pipe()
+        self.alone = alone or os.pipe()
 
     def close(self) -> None:
-        os.close(self._alone_read)
-        os.close(self._alone_write)
+        for fd in self.alone:
+            os.close(fd)
 
     def prepare(self, charge: Charge) -> Prepared:
         """All that can be done before the fork. Raises Config when there is no such runner, OSError."""
@@ -58,7 +66,7 @@ class Incarnations:
 
     def start_all(self, prepared: Sequence[Prepared]) -> list[Process | OSError]:
         """Start these runners together; for one that cannot be started now, why. Each is prepared for one start."""
-        started = spawn.spawn_all([(one.program, one.stderr) for one in prepared], self._alone_read)
+        started = spawn.spawn_all([(one.program, one.stderr) for one in prepared], self.alone[0])
         for one in prepared:
             os.close(one.stderr)
         return [_process(*each) for each in zip(prepared, started, strict=True)]
@@ -72,7 +80,7 @@ class Incarnations:
             env=spawn.runner_environment(self._base, self._home.path, agent.name, agent.path, spec.env),
             entry=programs.entry_of(target) if target else None,
             argv=() if target else programs.command_of(spec.runner, agent.path),
-            rlimits=_rlimits(spec.limits, self._nofile),
+            rlimits=_rlimits(spec.limits, self.nofile),
         )
 
     def adopt(self, charge: Charge) -> Process | None:

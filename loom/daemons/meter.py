@@ -21,15 +21,28 @@ _DISK_SHARE = 20  # and this many times as long as the walk took
 class Meter:
     """`due_s` is when to look next, by the monotonic clock."""
 
-    def __init__(self, agent: AgentDir, limits: AgentLimits, pid: int, now_s: float) -> None:
+    def __init__(
+        self,
+        agent: AgentDir,
+        limits: AgentLimits,
+        pid: int,
+        now_s: float,
+        spent: tuple[int, float, float] | None = None,
+    ) -> None:
+        """`spent` is that of a former meter of this process; without it what it has used so far is not counted."""
         self.limits = limits
         self.due_s = now_s
         self._agent = agent
         self._pid = pid
         self._pause_s = core.BUSY_S
-        self._cpu_s = self._cpu_before_s = 0.0
-        self._claims = -1
+        self._claims, self._cpu_s, self._cpu_before_s = spent or (-1, 0.0, 0.0)
+        self._known = spent is not None
         self._disk_at = 0.0
+
+    @property
+    def spent(self) -> tuple[int, float, float]:
+        """(which message, seconds of processor time so far, those of them before this message)."""
+        return self._claims, self._cpu_s, self._cpu_before_s
 
     def hurry(self, now_s: float) -> None:
         """It was seen to do something."""
@@ -40,6 +53,8 @@ class Meter:
         """Measure it; which limit it exceeds, in words, empty when none."""
         found = usage.of_tree(self._pid, count_files=self.limits.files is not None)
         claims = self._claimed()
+        if not self._known:
+            self._cpu_s, self._known = found.cpu_s, True
         if claims != self._claims:  # another message, or none: its time begins anew
             self._claims, self._cpu_before_s = claims, self._cpu_s
         spent_s, self._cpu_s = found.cpu_s - self._cpu_s, found.cpu_s

@@ -5,7 +5,7 @@ lies in files, who lives in locks. Killed at any moment it leaves working runner
 them.
 
     descriptor            what it says                                what follows
-    signals               TERM, INT; HUP; CHLD                        leave; look everywhere; reap orphans
+    signals               TERM, INT; HUP; CHLD                        leave; run the installed code; reap orphans
     run/wake/supervisor   somebody found no reader                    look everywhere
     inotify               want, agent.json, agents/; mail by mv       look at these agents; ring or start
     pidfds                a runner ended                              sweep its tree, read its exit, plan again
@@ -23,18 +23,18 @@ import select
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from loom.core.supervision import Limits
-from loom.daemons import programs
+from loom.daemons import handover, programs, reloading
 from loom.daemons.calendar import Calendar
 from loom.daemons.incarnations import Incarnations
 from loom.daemons.sights import Sights
 from loom.daemons.ward import TROUBLE_S, Ward
-from loom.proc import enclosure, pidfd, spawn, tree
+from loom.proc import enclosure, pidfd, reexec, spawn, tree
 from loom.proc.notify import Manager
-from loom.spool import agents, fs, goals, locks, schedules, wake
+from loom.spool import agents, fs, goals, locks, running, schedules, wake
 from loom.spool.home import disk_error, open_home
 from loom.spool.layout import Home, default_home
 from loom.wire import exits
@@ -91,13 +91,19 @@ class Supervisor:
         self._manager = Manager(os.environ)
         self._beat_at = 0.0  # when the service manager wants to hear from us next
         self._displaced = False  # our lock is not the home's any more: whoever takes that one serves the home
+        self._given, self._state = reexec.given(os.environ)
+        self._taken: handover.Handover | None = None  # from the code that this process ran before
 
     # -- life --------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Serve until told to leave. Raises TryLater when this home has a supervisor, Config where it cannot run."""
         pidfd.check_supported()
-        with self._own_home() as self._lock:
+        if self._given == "try":
+            reloading.try_out(self._state, self._table)
+            self._say_ready()
+            return exits.DONE
+        with self._take_over() if self._given else self._own_home() as self._lock:
             self._set_up()
             try:
                 self._turn(0.0)
@@ -129,13 +135,24 @@ class Supervisor:
             raise
         return lock
 
+    def _take_over(self) -> locks.Lock:
+        """Go on with what this very process held before the exec. Raises TryLater: then the next one adopts all."""
+        try:
+            self._taken = handover.decode(self._state)
+            handover.keep(self._taken)
+            return locks.take_over(self._taken.lock, self.home.supervisor_lock)
+        except ValueError as error:
+            raise TryLater(f"the supervisor cannot go on from its former code: {error}") from None
+
     def _set_up(self) -> None:
         tree.become_subreaper()
         tree.set_name("loom-supervisor")
         os.umask(0o077)
         self._epoll = select.epoll()
         self._signals, self._signals_write = _catch_signals()
-        self.listen(self._signals, self._on_signal)
+        if self._taken is not None:
+            reexec.let_signals(self._taken.blocked)
+        self.listen(self._signals, self.heed_signals)
         self._bell = wake.listen(self.home.wake_fifo("supervisor"))
         self.listen(self._bell, self._on_bell)
         self._sights = Sights(self.home)
@@ -147,9 +164,15 @@ class Supervisor:
             self.say("warning", "not_loaded", error=line)
         programs.warm(self.home)
         enclosure.available()  # tried once, for all our forks
-        self._hands = Incarnations(self.home, self._table, self._env)
+        taken = self._taken
+        self._hands = Incarnations(self.home, self._table, self._env, *((taken.alone, taken.nofile) if taken else ()))
         self._ward = Ward(self.home, self._hands, self._table, self.settings.limits, self)
         self._calendar = Calendar(self.home, self._env, self)
+        self._reloading = reloading.Reloading(self.home, self._env, self._manager, self, taken)
+        if taken is not None:
+            self._find_watching(taken.agents)
+            self._ward.go_on(taken.agents)
+        self._reloading.show()
         self._safely("", self._provide_router)
         compile_all()
         spawn.freeze()
@@ -157,6 +180,7 @@ class Supervisor:
     def _tear_down(self) -> None:
         if not self._displaced:
             fs.remove(self.home.supervisor_pid)
+            fs.remove(self.home.supervisor_record)
         self._hands.close()
         self._sights.watch.close()
         self._epoll.close()
@@ -208,6 +232,8 @@ class Supervisor:
         self._serve_those_due()
         if not self._ward.leaving and time.monotonic() >= self._calendar.due_s:
             self._safely("", self._calendar.serve)
+        if time.monotonic() >= self._reloading.due_s:
+            self._safely("", self._reloading.end_trial)
         if self._on_demand and not self._ward.leaving and time.monotonic() >= self._idle_check_at:
             self._safely("", self._consider_leaving)
         # Here and nowhere else: a loop that hangs in any of these is not heard of, and is ended.
@@ -216,7 +242,7 @@ class Supervisor:
             self._beat_at = time.monotonic() + self._manager.every_s
 
     def _timeout_s(self) -> float:
-        times = [self._sweep_at, self._beat_at, *self._ward.due.values()]
+        times = [self._sweep_at, self._beat_at, self._reloading.due_s, *self._ward.due.values()]
         if not self._ward.leaving:
             times.append(self._calendar.due_s)
             if self._on_demand:
@@ -268,12 +294,17 @@ class Supervisor:
 
     # -- what is heard -----------------------------------------------------------------------------------------
 
-    def _on_signal(self) -> None:
-        numbers = os.read(self._signals, 4096)
+    def heed_signals(self) -> None:
+        """Do what the signals that have come ask for."""
+        try:
+            numbers = os.read(self._signals, 4096)
+        except BlockingIOError:
+            return
         if signal.SIGCHLD in numbers:
-            tree.reap_strays(self._ward.pids())
+            tree.reap_strays([*self._ward.pids(), *self._reloading.pids()])
         if signal.SIGHUP in numbers:
-            self._look_everywhere()
+            self._safely("", self._look_everywhere)
+            self._reloading.ask()
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             if self._ward.leaving:  # asked twice: no patience
                 self._ward.limits = replace(self._ward.limits, grace_s=0.0)
@@ -332,6 +363,31 @@ class Supervisor:
     def _find_agents(self) -> None:
         for charge in self._ward.find():
             self._sights.watch_agent(charge.agent)
+
+    # -- other code ----------------------------------------------------------------------------------------------
+
+    @property
+    def leaving(self) -> bool:
+        return self._ward.leaving
+
+    def hand_over(self, blocked: set[int]) -> handover.Handover:
+        """What other code needs to go on in our place."""
+        return handover.Handover(
+            who=locks.own_incarnation(),
+            lock=self._lock.fd,
+            alone=self._hands.alone,
+            nofile=self._hands.nofile,
+            blocked=tuple(sorted(blocked)),
+            answered=self._reloading.answered,
+            code=running.code(),
+            agents=self._ward.hand_over(),
+        )
+
+    def _find_watching(self, names: Iterable[str]) -> None:
+        """Listen to these agents before they are looked at: what comes after the look is heard of then."""
+        self._sights.watch_home()
+        for name in names:
+            self._sights.watch_agent(self.home.agent(name))
 
     # -- leaving by itself ---------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from typing import Protocol
 from loom.core import supervision as core
 from loom.core.supervision import GiveUp, Kill, Limits, Start, Stop
 from loom.daemons import programs
-from loom.daemons.charge import Charge, Process, exit_text, shared_token
+from loom.daemons.charge import Charge, Held, Process, exit_text, shared_token
 from loom.daemons.incarnations import Incarnations, Prepared, age_s
 from loom.daemons.meter import Meter
 from loom.spool import agents, fs, locks, wake
@@ -130,6 +130,27 @@ class Ward:
         self.leaving = True
         self.dirty.update(self.charges)
 
+    # -- other code in the same process ----------------------------------------------------------------------------
+
+    def hand_over(self) -> dict[str, Held]:
+        return {name: charge.held() for name, charge in self.charges.items() if charge.met}
+
+    def go_on(self, agents_held: Mapping[str, Held]) -> None:
+        """Go on with these agents, who are watched already; those that ended meanwhile are found by their pidfds."""
+        for name, held in agents_held.items():
+            self._add(name)
+            charge = self.charges[name]
+            charge.go_on(held)
+            if not held.seen.running and agents.has_mail(charge.agent):
+                charge.seen = core.arrived(held.seen)  # it may have come when nobody listened
+            if held.process is not None:
+                self._listen_to(charge, held.process)
+
+    def _listen_to(self, charge: Charge, process: Process) -> None:
+        self._loop.listen(process.pidfd, lambda: self._ended(charge))
+        if process.ready_fd >= 0:
+            self._loop.listen(process.ready_fd, lambda: self._heard(charge))
+
     # -- serving one ---------------------------------------------------------------------------------------------
 
     def serve(self, charge: Charge) -> bool:
@@ -175,7 +196,8 @@ class Ward:
             charge.meter = None
             return
         if charge.meter is None or charge.meter.limits != charge.limits:
-            charge.meter = Meter(charge.agent, charge.limits, process.pid, now)
+            charge.meter = Meter(charge.agent, charge.limits, process.pid, now, charge.spent)
+            charge.spent = None
         if charge.meter.due_s > now or not (text := charge.meter.look(now)):
             return
         charge.exceeded, charge.meter = text, None
@@ -252,8 +274,7 @@ class Ward:
             raise process
         charge.process = process
         charge.seen = core.started(charge.wanted, charge.seen, now)
-        self._loop.listen(process.pidfd, lambda: self._ended(charge))
-        self._loop.listen(process.ready_fd, lambda: self._heard(charge))
+        self._listen_to(charge, process)
         charge.show_started()
         self._conclude(charge, now)
 
@@ -268,7 +289,7 @@ class Ward:
         charge.process = process
         since_s = time.monotonic() - age_s(process)
         charge.seen = core.started(charge.wanted, charge.seen, since_s, ready=True)
-        self._loop.listen(process.pidfd, lambda: self._ended(charge))
+        self._listen_to(charge, process)
         self._loop.say("info", "adopted", agent=charge.name, pid=process.pid)
         return True
 

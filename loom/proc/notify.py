@@ -19,11 +19,15 @@ class Manager:
 
     def __init__(self, env: MutableMapping[str, str]) -> None:
         """Takes the variables out of `env`: they are meant for this process and no child of it."""
-        told = {name: env.pop(name, "") for name in VARIABLES}
+        self._told = told = {name: env.pop(name, "") for name in VARIABLES}
         self._address = told["NOTIFY_SOCKET"]
         usec, pid = told["WATCHDOG_USEC"], told["WATCHDOG_PID"]
         wanted = self._address and usec.isdigit() and int(usec) > 0 and pid in ("", str(os.getpid()))
         self.every_s = int(usec) / 2e6 if wanted else math.inf  # half of its patience
+
+    def env(self) -> dict[str, str]:
+        """The variables once more, for the program that this process becomes."""
+        return {name: text for name, text in self._told.items() if text}
 
     def tell(self, *lines: str) -> None:
         """Say `READY=1`, `WATCHDOG=1` and the like. A manager that has gone, or does not listen, changes nothing."""

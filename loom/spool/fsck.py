@@ -108,9 +108,10 @@ def _boot(run: Check) -> Findings:
             yield person(run.home.run, what, f"it is made anew when {wrong[0]} is out of the way")
         else:
             yield run.mend(run.home.run, what, "made anew", partial(homes.open_home, run.home.path))
-    elif run.home.supervisor_pid.exists() and not locks.is_held(run.home.supervisor_lock):
-        yield run.mend(run.home.supervisor_pid, "names a supervisor that is gone", "removed",
-                       partial(fs.remove, run.home.supervisor_pid))  # fmt: skip
+    elif not locks.is_held(run.home.supervisor_lock):
+        for path in (run.home.supervisor_pid, run.home.supervisor_record):
+            if path.exists():
+                yield run.mend(path, "names a supervisor that is gone", "removed", partial(fs.remove, path))
 
 
 def _top(run: Check) -> Findings:

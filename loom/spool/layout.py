@@ -403,6 +403,10 @@ class Home:
         return self.run / "supervisor.pid"
 
     @property
+    def supervisor_record(self) -> Path:
+        return self.run / "supervisor.json"
+
+    @property
     def supervisor_lock(self) -> Path:
         return self.run / "supervisor.lock"
 

@@ -106,6 +106,23 @@ class Lock:
         self.release()
 
 
+def take_over(fd: int, path: Path) -> Lock:
+    """The lock that this very process took before an exec, by the descriptor that it kept over it.
+
+    Raises ValueError when `fd` is not that: it must be held, and signed by who we are.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the same open file: nothing changes when it is held
+        signed = parse_incarnation(os.pread(fd, 200, 0).decode("ascii", "replace"))
+    except OSError as error:
+        raise ValueError(f"descriptor {fd} is not the lock {path}: {error}") from None
+    if signed != own_incarnation():
+        raise ValueError(f"the lock {path} is not signed by this process")
+    lock = Lock(fd, path)
+    lock._signed_by = os.getpid()
+    return lock
+
+
 _PROBES = 20  # times 5 ms: far longer than is_held() of another process keeps its shared lock
 
 

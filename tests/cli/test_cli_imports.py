@@ -29,7 +29,7 @@ OURS_OF_A_CALL = {
     "proc": "stopping",
     "roles": "chat",
     "spool": "agents blobs bodies config fs home layout locks logs mailbox ndjson secrets threads turns",
-    "wire": "agent chat errors exits ids jsontext message provider record settings times turn",
+    "wire": "agent chat errors exits ids jsontext message provider record release settings times turn",
 }
 
 
@@ -51,7 +51,8 @@ def test_version_and_help_load_no_command_and_no_parser(loom: Loom, words: tuple
     modules = loaded(loom, *words)
     assert modules.isdisjoint({"click", "pathlib", "json", "dataclasses", "inspect", "logging"})
     assert {m for m in modules if m.startswith("loom.")} == {
-        *("loom.cli", "loom.cli.main", "loom.cli.printing", "loom.wire", "loom.wire.exits", "loom.wire.errors")
+        *("loom.cli", "loom.cli.main", "loom.cli.printing"),
+        *("loom.wire", "loom.wire.exits", "loom.wire.errors", "loom.wire.release"),
     }
 
 

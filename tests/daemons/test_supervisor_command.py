@@ -29,7 +29,8 @@ def test_status_reload_and_stop_say_what_there_is(world: World) -> None:
     assert _loom(world, "status").stdout.startswith(f"running, pid {child.pid}: ")
     told = json.loads(_loom(world, "status", "--json").stdout)
     assert (told["running"], told["pid"]) == (True, child.pid)
-    assert _loom(world, "reload").returncode == 0
+    told = json.loads(_loom(world, "reload", "--json").stdout)
+    assert told["pid"] == child.pid and told["code"] == told["before"]
     assert _loom(world, "stop").returncode == 0
     assert child.wait(30) == 0
     assert not world.home.supervisor_pid.exists()

@@ -118,6 +118,20 @@ def test_processor_time_is_counted_for_each_message_anew(world: World) -> None:
     assert pid_of(agent) == pid
 
 
+def test_what_an_adopted_runner_has_used_before_is_not_counted(world: World) -> None:
+    spin = "end = time.process_time() + 0.6\nwhile time.process_time() < end: pass"
+    agent = _agent(world, "a", AgentLimits(cpu_s=1.0), spin)
+    world.start(table=SERVED)
+    pid = pid_of(agent)
+    for _ in range(2):
+        assert _reply(agent, _ask(world, agent)).body == "done"
+    world.supervisors[-1].kill()
+    world.supervisors[-1].wait(30)
+    world.start(table=SERVED)
+    assert _reply(agent, _ask(world, agent)).body == "done"
+    assert pid_of(agent) == pid
+
+
 def test_a_full_directory_ends_nobody_who_has_nothing_to_do(world: World, tmp_path: Path) -> None:
     agent = _agent(world, "a", AgentLimits(disk=1 * MIB), "")
     (agent.path / "much").write_bytes(b"x" * 2 * MIB)

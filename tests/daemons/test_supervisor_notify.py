@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from support import ROOT, wait_until
 from world import READY, World
 
-from loom.spool import locks
+from loom.spool import locks, running
 
 DEADLINE_S = 30.0
 # A supervisor whose next look at everything never ends: what a bug of its loop would be.
@@ -92,6 +93,26 @@ def test_it_says_that_it_is_ready_goes_on_beating_and_says_that_it_leaves(
     wait_until((agent.path / "seen").exists)
     seen = (agent.path / "seen").read_text()
     assert "LOOM_AGENT=looks" in seen and "NOTIFY_SOCKET" not in seen and "WATCHDOG" not in seen
+    child.send_signal(signal.SIGTERM)
+    manager.hear("STOPPING=1")
+    assert child.wait(DEADLINE_S) == 0
+
+
+def test_it_says_when_it_takes_other_code_and_when_that_is_ready(world: World, manager: Manager, tmp_path: Path):
+    told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+    child = service(world, "-m", "loom", "supervisor", "run", **told)
+    manager.hear("READY=1")
+    for number in range(2):  # what it needs for that it hands over
+        asked_us = time.monotonic_ns() // 1000
+        child.send_signal(signal.SIGHUP)
+        manager.hear("RELOADING=1")
+        (word,) = [word for word in manager.heard if word.startswith("MONOTONIC_USEC=")]
+        assert asked_us <= int(word.partition("=")[2]) <= time.monotonic_ns() // 1000
+        manager.hear("READY=1")
+        assert manager.heard == [f"STATUS=serving {world.home.path}"], number
+        assert (said := running.read(world.home)) is not None and (said.answered, said.status) == (number + 1, 0)
+    for _ in range(3):
+        manager.hear("WATCHDOG=1")
     child.send_signal(signal.SIGTERM)
     manager.hear("STOPPING=1")
     assert child.wait(DEADLINE_S) == 0

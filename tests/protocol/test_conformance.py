@@ -68,7 +68,7 @@ WRONG = {
     "deaf to SIGTERM": (runner._serves, "trap 'stop=yes' TERM INT", "trap '' TERM INT"),
     "what was claimed before is left": (runner._resumes, 'for path in inbox/.in-progress/*.msg; do', "for path in; do"),
     "no look": (runner._looks, '[ -e "$found" ] || continue', "continue"),
-    "a failure is acknowledged": (runner._failure_resumes, '= true ]; then', "= never ]; then"),
+    "a failure is acknowledged": (runner._failure_resumes, 'if .error then .data', "if false then .data"),
     "attempts are not counted": (runner._fails, '--argjson n $(($3 + 1))', "--argjson n 1"),
     "deaths are not counted": (runner._third_death, '"$deaths" -ge 3', '"$deaths" -ge 300'),
     "links are followed": (runner._odd, '[ ! -L "$1" ] || { echo link; return; }', ""),

@@ -44,7 +44,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class Turn:
     """What a turn's record says: its model replies, how often it was opened, and deaths without progress."""
 
     replies: tuple[str, ...]
@@ -108,11 +108,14 @@ class Oracle:
                 self._failed(box, stem, reply, turn)
                 continue
             assert not reply.error, f"{box.name}: {stem} is processed and its reply reports a failure"
-            assert turn.replies == (reply.body,), f"{box.name}: {stem}: recorded {turn.replies}, sent {reply.body!r}"
+            self._as_recorded(box, stem, reply, turn)
         assert found.keys() == sent.keys(), f"{box.name} sent {sorted(sent.keys() - found.keys())[:3]} to no message"
         return found
 
-    def _failed(self, box: AgentDir, stem: str, reply: message.Message, turn: _Turn) -> None:
+    def _as_recorded(self, box: AgentDir, stem: str, reply: message.Message, turn: Turn) -> None:
+        assert turn.replies == (reply.body,), f"{box.name}: {stem}: recorded {turn.replies}, sent {reply.body!r}"
+
+    def _failed(self, box: AgentDir, stem: str, reply: message.Message, turn: Turn) -> None:
         """Two failures there may be: a message over which its runner died three times without any progress, and one
         whose model program was killed."""
         assert reply.error and reply.data, f"{box.name}: {stem} failed without a failure reply"
@@ -128,7 +131,7 @@ class Oracle:
         is_killed = kind == "work_failed" and "was killed by signal 9" in reply.body
         assert (is_poison or is_killed) and not turn.replies, f"{box.name}: {stem}: {reply}, {turn}"
 
-    def _turn(self, box: AgentDir, stem: str) -> _Turn:
+    def _turn(self, box: AgentDir, stem: str) -> Turn:
         path = box.turn(stem, 0)
         self.seen.add(path)
         replies: list[str] = []
@@ -143,7 +146,7 @@ class Oracle:
                 replies.append(str(record["reply"]["text"]))  # type: ignore[index]
         self.report.deaths += deaths
         self.report.resumed += opens > 1
-        return _Turn(tuple(replies), opens, deaths)
+        return Turn(tuple(replies), opens, deaths)
 
     def _routed(self, source: str, replies: Mapping[str, bytes], target: AgentDir, ended: Mapping[str, Path]) -> None:
         lost, more = replies.keys() - ended.keys(), ended.keys() - replies.keys()
@@ -173,19 +176,24 @@ class Oracle:
 
     def _nothing_else(self) -> None:
         """Litter lies in `.tmp/`, torn ends beside their files, and every other file has a name of the protocol."""
-        boxes = {box.path for box in self.boxes}
         for path in _under(self.home.path):
             if path in self.seen:
                 continue
             if path.parent.name == ".tmp":
-                assert re.fullmatch(r"[0-9a-f]{20}", path.name), f"odd litter: {path}"
+                assert self._is_litter(path), f"odd litter: {path}"
                 self.report.litter += 1
             elif ".ndjson.torn." in path.name:
                 self.report.torn += 1
             else:
-                assert _is_known(self.home, path, boxes), f"nobody knows this file: {path}"
+                assert self._is_known(path), f"nobody knows this file: {path}"
                 if path.parent.name == "logs" and path.suffix == ".ndjson":
                     self._log(path)
+
+    def _is_litter(self, path: Path) -> bool:
+        return bool(re.fullmatch(r"[0-9a-f]{20}", path.name))
+
+    def _is_known(self, path: Path) -> bool:
+        return is_known(self.home, path)
 
     def _log(self, path: Path) -> None:
         """A line may be torn by a kill, at the end of a page; none may be glued to it."""
@@ -199,12 +207,13 @@ class Oracle:
 
 
 _OF_HOME = {"version", "routes.json", "start.lock", "logs/supervisor.log", "run/boot_id", "run/supervisor.lock"}
-_OF_HOME |= {"run/supervisor.pid"}
+_OF_HOME |= {"run/supervisor.pid", "run/supervisor.json"}
 _OF_AGENT = {"agent.json", "prompt.md", "want", "status", "pid", "model", "started_at", "stopped_at", "last_exit"}
 _OF_AGENT |= {"lock", "logs/stderr.log", "routed.json"}
 
 
-def _is_known(home: Home, path: Path, boxes: set[Path]) -> bool:
+def is_known(home: Home, path: Path) -> bool:
+    """Whether the protocol has this name, for a file of an agent or of the home itself."""
     place = str(path.relative_to(home.path))
     if place in _OF_HOME or place.startswith("run/wake/"):
         return True

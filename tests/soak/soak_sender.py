@@ -40,7 +40,7 @@ def main(home: Home, book: Path, seed: str, count: int, first_ms: int, most: int
     at = booked.count(b"\n")
     os.ftruncate(fd, booked.rfind(b"\n") + 1)  # a line that was torn by a kill was not booked
     while at < count:
-        size = min(draw.choice((1, 1, 2, 8, 64)), count - at)
+        size = min(draw.choice((1, 1, 2, 8, 64)), most, count - at)
         batch: dict[str, list[tuple[str, bytes]]] = {}
         for number in range(at, at + size):
             agent, stem, data = letter(seed, number, first_ms, names)

@@ -73,6 +73,7 @@ class World:
         """
         self.place, self.rate, self.waiting, self.least_kills = place, rate, waiting, least_kills
         self.restart, self.spared = restart, spared
+        self.sent_to, self.counting = SENT_TO, TELLER
         self.random = random.Random(seed)
         self.counts = Counts()
         self.home = open_home(place / "home")
@@ -151,13 +152,16 @@ class World:
                     share,
                     self.first_ms,
                     self.waiting,
-                    *SENT_TO,
+                    *self.sent_to,
                 ]
                 self.senders[number] = self._start("sender", str(HERE / "soak_sender.py"), *map(str, words))
             else:
                 assert child.returncode == 0, f"a sender ended with {child.returncode}"
         if self.command is None or self.command.poll() is not None:
             self._next_command()
+        self._keep_supervisor()
+
+    def _keep_supervisor(self) -> None:
         if self.supervisor is not None and self.supervisor.poll() is not None:
             assert self.supervisor.returncode in (-signal.SIGKILL, 75), self.supervisor.returncode
             self.supervisor = None
@@ -172,7 +176,7 @@ class World:
             number, self.commands_run = self.commands_run, self.commands_run + 1
             lines = self.place / "lines"
             lines.write_text("".join(f"command{number} {line}\n" for line in range(COMMAND_LINES)))
-            name = TELLER if number % 5 == 0 else SENT_TO[number % len(SENT_TO)]
+            name = self.counting if number % 5 == 0 else self.sent_to[number % len(self.sent_to)]
             self.told.append(name)
             words = ("-m", "loom", "send", name, "--stdin-lines", "--thread", f"command{number}")
             with lines.open("rb") as given, self.said(number).open("wb") as said:

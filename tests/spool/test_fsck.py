@@ -251,6 +251,10 @@ def dead_supervisor(w: World) -> Path:
     return w.write(w.home.supervisor_pid, b"1\n")
 
 
+def dead_supervisor_record(w: World) -> Path:
+    return w.write(w.home.supervisor_record, b"{}\n")
+
+
 def other_boot(w: World) -> Path:
     w.home.boot_id.write_text("another\n")
     return w.home.run
@@ -266,7 +270,8 @@ MENDED = [
     failure_recorded_for_the_attempt_before, answered_not_moved, order_answered_not_moved, failure_answered_not_filed,
     claimed_twice, linked_and_not_unlinked, sent_and_waiting, torn_turn, torn_conversation, torn_journal, wrong_resting,
     wrong_snapshot, unsynced_directory,
-    snapshot_ahead, no_snapshot_at_all, dead_pid, dead_status, dead_supervisor, other_boot, no_run,
+    snapshot_ahead, no_snapshot_at_all, dead_pid, dead_status, dead_supervisor, dead_supervisor_record,
+    other_boot, no_run,
 ]  # fmt: skip
 
 
@@ -691,7 +696,7 @@ def test_any_damage_together(injuries: list[Callable[[World], Path]], draw: rand
         for injure in injuries:
             try:
                 injure(world)
-            except OSError:
+            except (OSError, journal.JournalDamaged):
                 continue  # what it would damage is damaged already
         before = picture(world.home.path)
         told = world.check()
