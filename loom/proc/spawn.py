@@ -166,9 +166,10 @@ def _handle_of(pid: int) -> int:
 
 def _child(program: Program, stderr: int, ready: int, alone: int, handled: Sequence[int]) -> None:
     """Everything from here on happens in the child, which never returns."""
-    status = exits.BUG
+    status = exits.TRY_LATER  # as long as only our own lack of descriptors and the like can keep it from starting
     try:
         _settle(program, stderr, ready, alone, handled)
+        status = exits.BUG
         if program.entry is None:
             status = _exec(program)
         else:
