@@ -90,7 +90,7 @@ def test_a_failure_goes_downstream_too(loom: Loom) -> None:
     up(loom)
     loom("send", "a", "hello")
     wait_until(lambda: len(answers(loom, "b")) == 1)
-    (claimed,) = agent(loom, "b").processed_days.glob("*/*.msg")
+    (claimed,) = wait_until(lambda: list(agent(loom, "b").processed_days.glob("*/*.msg")))
     assert decode(claimed.read_bytes(), claimed.stem).error
 
 
