@@ -100,6 +100,9 @@ class Calls:
     def mkfifo(self, path: str, mode: int) -> None:
         os.mkfifo(path, mode)
 
+    def touch(self, path: str) -> None:
+        os.utime(path, follow_symlinks=False)
+
 
 def _syncfs(fd: int) -> None:
     """syncfs(2), which reports write errors; sync(2) where there is none."""
@@ -303,13 +306,21 @@ def replace(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
 
 
 def hint(path: Path, text: str) -> None:
-    """Put one value under `path` for people: whole, but not synced. Never read to decide anything."""
+    """Put one value under `path`, for people or for who watches now: whole, but not synced. Never for later."""
     temporary = _temporary(path.parent, f"{text}\n".encode(), sync=False)
     try:
         calls.rename(temporary, str(path))
     except OSError:
         _forget(temporary)
         raise
+
+
+def touch(path: Path) -> None:
+    """Give a file the present time; where there is none, an empty one is made. Not synced."""
+    try:
+        calls.touch(str(path))
+    except FileNotFoundError:
+        os.close(calls.create(str(path), FILE_MODE))
 
 
 class NewFile:
