@@ -179,7 +179,7 @@ def _passed_s(before: Watched, now_s: float) -> float:
     elapsed_s = now_s - before.looked_s
     if elapsed_s > before.pause_s + LATE_S or elapsed_s < 0:
         return -1.0
-    return min(elapsed_s, 2 * before.pause_s)
+    return min(elapsed_s, before.pause_s)
 
 
 def _counted(before: Watched | None, facts: Facts, passed_s: float, now_s: float, deadlines: Deadlines) -> Watched:

@@ -200,7 +200,8 @@ class Ward:
             charge.watcher = Watcher(charge.agent, process.pid, now, deadlines, own=own)
         if charge.watcher.due_s > now or (hang := charge.watcher.look(now, deadlines)) is None:
             return
-        self._tell_hang(charge, hang)
+        if charge.watcher.is_news(hang):
+            self._tell_hang(charge, hang)
         match hang.action:
             case "restart":
                 self._end(charge, Cause(hang.shape, hang.why), now)

@@ -29,6 +29,7 @@ class Watcher:
         self._own = own
         self._known: core.Watched | None = None
         self._beat_before = _token(agent.heartbeat)
+        self._told = ""
         self.due_s = math.inf
         self.stir(now_s, deadlines)
 
@@ -48,7 +49,14 @@ class Watcher:
             self.due_s = now_s + self._known.pause_s
             if not self._own and before is not None and before.message != facts.message:
                 heartbeat.clear(self._agent)  # runners of ours do it themselves
+        if before is None or self._known is None or before.message != self._known.message:
+            self._told = ""
         return hang
+
+    def is_news(self, hang: core.Hang) -> bool:
+        """Whether this was not told before of the same message: a nudge may be given many times."""
+        before, self._told = self._told, hang.shape
+        return before != hang.shape
 
     def _facts(self) -> core.Facts:
         stem = _oldest(self._agent)
