@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import plot
 from measure import NOT_MEASURED, Table
 from world import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
+PICTURES = ROOT / "docs" / "figures"
 BEGIN, END = "<!-- figures: written by bench/page.py -->", "<!-- end of figures -->"
 
 
@@ -53,7 +55,10 @@ def write(results: Path, page: Path = PAGE) -> None:
 def _section(r: Mapping[str, Any]) -> str:
     m = r["machine"]
     how = textwrap.fill(f"{r['how']}.", 120)
-    lines = [f"### {r['name']}", "", how, "", "| case | median | range | n |", "|---|---|---|---|"]
+    lines = [f"### {r['name']}", "", how, ""]
+    if plot.draw(r, PICTURES / f"{r['name']}.svg"):
+        lines += [f"![{r['name']}: every sample a dot, the median a stroke](figures/{r['name']}.svg)", ""]
+    lines += ["| case | median | range | n |", "|---|---|---|---|"]
     for row in r["rows"]:
         s = row["samples"]
         if s:

@@ -11,7 +11,7 @@ pip="$venv/bin/python -m pip --disable-pip-version-check -q"
 rm -rf build/bench/wheel
 $pip wheel . --no-deps -w build/bench/wheel 2>/dev/null || $pip wheel . --no-deps -w build/bench/wheel
 $pip install --force-reinstall --no-deps build/bench/wheel/*.whl
-$pip install build/bench/wheel/*.whl
+$pip install build/bench/wheel/*.whl matplotlib==3.10.3
 "$venv/bin/python" -m compileall -q "$venv/lib" || true # some packages carry files that no Python can compile
 if [ "${1:-}" = peers ]; then
     "$python" bench/peers/set_up.py

@@ -50,11 +50,11 @@ class _Taken:
 
     box: AgentDir
     stem: str
-    mail: tuple[tuple[str, str, bytes], ...]
+    mail: list[tuple[AgentDir, str, bytes]]
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(target for target, _, _ in self.mail))
+    def targets(self) -> list[str]:
+        return list(dict.fromkeys(box.name for box, _, _ in self.mail))
 
 
 class Router:
@@ -74,9 +74,11 @@ class Router:
         self._asked: set[str] = set()  # goals in whose control/ something has arrived
         self._told: set[Path] = set()  # what was found odd in outboxes and among requests to goals
         self._taken: list[_Taken] = []
+        self._boxes: dict[str, AgentDir] = {}  # of those to whom something was taken up
         self._next_sweep_s = 0.0
         self._blind = False  # it has been told that not everything can be watched
         self._known_routes: routing.Routes = {}
+        self._routes_file = str(self.home.routes)
         self._routes_token = ""
         self._tally = tally.Tally(agent.dir)
 
@@ -228,7 +230,7 @@ class Router:
         try:
             if stem is None:
                 raise Unreadable("bad_name", f"{name!a} is not <13 digits>-<ulid>.msg")
-            raw = mailbox.read_message(box.outbox / name)
+            raw = mailbox.read_message(box.outbox_file(name))
             message = message_wire.decode(raw, stem)
             if message.from_ != box.name:
                 raise Unreadable("wrong_sender", f"'from' is {ascii(message.from_)[:80]}, the outbox is {box.name}'s")
@@ -260,40 +262,45 @@ class Router:
             if message.parts is not None:
                 parts = message_wire.split_parts(stem, message)
                 messages = [(name, part, message_wire.encode(part)) for name, part in parts]
-            mail = [(to, name, data) for name, one, data in messages for to in self._targets(one)]
-            for target in {target for target, _, _ in mail}:
-                if not ids.is_mailbox(target) or not self.home.agent(target).spec.exists():
-                    raise Unreadable("no_target", f"there is no agent {ascii(target)[:80]}")
+            mail = [(self._box_of(to), name, data) for name, one, data in messages for to in self._targets(one)]
         except Unreadable as error:
             self._refuse(box, stem, error)
             return
-        self._taken.append(_Taken(box, stem, tuple(mail)))
+        self._taken.append(_Taken(box, stem, mail))
         if len(self._taken) >= BATCH:
             self._deliver()
 
+    def _box_of(self, target: str) -> AgentDir:
+        """Where its mail goes; looked up once a delivery. Raises Unreadable when there is no such agent."""
+        box = self._boxes.get(target)
+        if box is None:
+            if not ids.is_mailbox(target) or not self.home.agent(target).spec.exists():
+                raise Unreadable("no_target", f"there is no agent {ascii(target)[:80]}")
+            box = self._boxes[target] = self.home.agent(target)
+        return box
+
     def _deliver(self) -> None:
         """Deliver what was taken up, with shared syncs, and mark it as sent. A conflict holds up nothing else."""
-        taken, self._taken = self._taken, []
+        taken, self._taken, self._boxes = self._taken, [], {}
         try:
-            mailbox.deliver_many([item for one in taken for item in self._mail_of(one)])
+            mailbox.deliver_many([item for one in taken for item in one.mail])
             sent = taken
         except mailbox.Conflict:
             sent = [one for one in taken if self._delivers_alone(one)]
+        told = []
         for one in sent:
             self._unless_unmovable(one, lambda one=one: mailbox.mark_sent(one.box, one.stem))  # type: ignore[misc]
             for target in one.targets:
-                self.agent.log.info("routed", message=one.stem, source=one.box.name, target=target)
+                told.append({"message": one.stem, "source": one.box.name, "target": target})
                 self._tally.count(one.box.name, target)
-        for target in dict.fromkeys(target for one in sent for target in one.targets):
+        self.agent.log.write("info", "routed", *told)
+        for target in dict.fromkeys(line["target"] for line in told):
             wake.ring_agent(self.home.wake, target)
-
-    def _mail_of(self, one: _Taken) -> list[tuple[AgentDir, str, bytes]]:
-        return [(self.home.agent(target), stem, data) for target, stem, data in one.mail]
 
     def _delivers_alone(self, one: _Taken) -> bool:
         """Deliver one message; False when it had to be refused."""
         try:
-            mailbox.deliver_many(self._mail_of(one))
+            mailbox.deliver_many(one.mail)
         except mailbox.Conflict as error:
             why = Unreadable("conflict", str(error))
             self._unless_unmovable(one, lambda: self._refuse(one.box, one.stem, why))
@@ -318,16 +325,16 @@ class Router:
     def _routes(self) -> routing.Routes:
         """routes.json as it is now. Raises Config when it cannot be followed."""
         try:
-            token = fs.token(self.home.routes)
+            token = fs.token(self._routes_file)
             if token != self._routes_token:
-                raw = loads_object(fs.read(self.home.routes, 16 << 20))
-                self._known_routes, self._routes_token = routing.decode(raw, str(self.home.routes)), token
+                raw = loads_object(fs.read(self._routes_file, 16 << 20))
+                self._known_routes, self._routes_token = routing.decode(raw, self._routes_file), token
             return self._known_routes
         except FileNotFoundError:
             return {}
         except (Malformed, fs.NotRegular, fs.TooLarge, Config) as error:
             self.agent.log.error("routes_unreadable", error=str(error))
-            raise Config(f"{self.home.routes}: {error}") from None
+            raise Config(f"{self._routes_file}: {error}") from None
 
     # -- pools --------------------------------------------------------------------------------------------------
 

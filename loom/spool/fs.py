@@ -31,6 +31,9 @@ _SMALL_BYTES = 8192
 _PROBE_BYTES = 64 << 10  # about what one message with its turn needs
 _AT_FDCWD = -100
 _NOREPLACE = 1
+_CAN_LOOK = os.access in os.supports_follow_symlinks
+
+Place = str | Path  # what is done with each message gets text: a Path costs more to join than most calls to make
 
 
 class Calls:
@@ -168,10 +171,10 @@ def ensure_dir(path: Path) -> None:
     _sync_entry(path)
 
 
-def is_unsynced(directory: Path) -> bool:
+def is_unsynced(directory: Place) -> bool:
     """Whether this is a directory that ensure_dir made and did not sync: of ours, and never somebody's /tmp."""
     try:
-        found = directory.stat()
+        found = os.stat(directory)
     except FileNotFoundError:
         return False
     return stat.S_IMODE(found.st_mode) == _NEW_DIR_MODE and found.st_uid == os.getuid()
@@ -189,6 +192,15 @@ def _sync_entry(directory: Path) -> None:
         os.close(fd)
 
 
+def is_there(place: Place) -> bool:
+    """os.path.lexists() without an exception made and caught for what is not there, which is most of the time."""
+    return os.access(place, os.F_OK, follow_symlinks=False) if _CAN_LOOK else os.path.lexists(place)
+
+
+def _directory_of(place: str) -> str:
+    return place.rpartition("/")[0]
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write every byte: short writes are normal."""
     view = memoryview(data)
@@ -196,7 +208,7 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[calls.write(fd, view) :]
 
 
-def _temporary(directory: Path, data: bytes, *, sync: bool, mode: int = FILE_MODE) -> str:
+def _temporary(directory: Place, data: bytes, *, sync: bool, mode: int = FILE_MODE) -> str:
     """A new file with `data` in the directory's `.tmp/`; unlinked again when writing fails."""
     path, fd = _new_temporary(directory, mode)
     try:
@@ -212,12 +224,12 @@ def _temporary(directory: Path, data: bytes, *, sync: bool, mode: int = FILE_MOD
     return path
 
 
-def _new_temporary(directory: Path, mode: int = FILE_MODE) -> tuple[str, int]:
+def _new_temporary(directory: Place, mode: int = FILE_MODE) -> tuple[str, int]:
     path = f"{directory}/{TMP}/{os.urandom(10).hex()}"
     try:
         return path, calls.create(path, mode)
     except FileNotFoundError:
-        ensure_dir(directory / TMP)
+        ensure_dir(Path(directory, TMP))
         return path, calls.create(path, mode)
 
 
@@ -228,48 +240,50 @@ def _forget(path: str) -> None:
         pass  # litter in .tmp/, swept later; the error that brought us here is the one to report
 
 
-def publish(target: Path, data: bytes) -> bool:
+def publish(target: Place, data: bytes) -> bool:
     """Make `target` with `data`, durably, never replacing anything.
 
     True: it is ours and survives a power cut. False: the name was taken already; that file and its directory
     have been synced too, so that the name counts as published, unless it has moved on meanwhile; where to, and whose
     bytes it holds, is for the caller to see.
     """
-    temporary = _temporary(target.parent, data, sync=True)
+    target = str(target)
+    directory = _directory_of(target)
+    temporary = _temporary(directory, data, sync=True)
     try:
         try:
-            calls.link(temporary, str(target))
+            calls.link(temporary, target)
         except FileExistsError:
             _settle_if_there(target)
             return False
-        calls.fsync_dir(str(target.parent))
+        calls.fsync_dir(directory)
         return True
     finally:
         _forget(temporary)
 
 
-def publish_all(items: Iterable[tuple[Path, bytes]]) -> list[bool]:
+def publish_all(items: Iterable[tuple[Place, bytes]]) -> list[bool]:
     """publish() for several files at once, with as few syncs as they need. All are durable when it returns.
 
     From GROUP files on, one sync of the file system stands for those of their contents; each directory is synced once.
     """
-    wanted = list(items)
+    wanted = [(str(target), data) for target, data in items]
     together = len(wanted) >= GROUP
     results: list[bool] = []
     temporaries: list[str] = []
     try:
         for target, data in wanted:
-            temporaries.append(_temporary(target.parent, data, sync=not together))
+            temporaries.append(_temporary(_directory_of(target), data, sync=not together))
         if together:
-            calls.sync_file_system(str(wanted[0][0].parent))
+            calls.sync_file_system(_directory_of(wanted[0][0]))
         for (target, _), temporary in zip(wanted, temporaries, strict=True):
             try:
-                calls.link(temporary, str(target))
+                calls.link(temporary, target)
                 results.append(True)
             except FileExistsError:
                 _settle_if_there(target)
                 results.append(False)
-        for directory in dict.fromkeys(str(target.parent) for target, _ in wanted):
+        for directory in dict.fromkeys(_directory_of(target) for target, _ in wanted):
             calls.fsync_dir(directory)
     finally:
         for temporary in temporaries:
@@ -277,45 +291,48 @@ def publish_all(items: Iterable[tuple[Path, bytes]]) -> list[bool]:
     return results
 
 
-def settle(path: Path) -> None:
+def settle(path: Place) -> None:
     """Sync a file found in place of publishing, and its directory: only then does its presence count."""
     fd = os.open(path, _READ)
     try:
         calls.fsync(fd)
     finally:
         os.close(fd)
-    calls.fsync_dir(str(path.parent))
+    calls.fsync_dir(_directory_of(str(path)))
 
 
-def _settle_if_there(path: Path) -> None:
+def _settle_if_there(path: Place) -> None:
     try:
         settle(path)
     except FileNotFoundError:
         pass  # claimed or routed since we met it: whoever moves it looks after it
 
 
-def replace(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
+def replace(path: Place, data: bytes, *, mode: int = FILE_MODE) -> None:
     """Put `data` under `path`, durably and whole: a reader sees the old file or the new one."""
-    temporary = _temporary(path.parent, data, sync=True, mode=mode)
+    path = str(path)
+    directory = _directory_of(path)
+    temporary = _temporary(directory, data, sync=True, mode=mode)
     try:
-        calls.rename(temporary, str(path))
+        calls.rename(temporary, path)
     except OSError:
         _forget(temporary)
         raise
-    calls.fsync_dir(str(path.parent))
+    calls.fsync_dir(directory)
 
 
-def hint(path: Path, text: str) -> None:
+def hint(path: Place, text: str) -> None:
     """Put one value under `path`, for people or for who watches now: whole, but not synced. Never for later."""
-    temporary = _temporary(path.parent, f"{text}\n".encode(), sync=False)
+    path = str(path)
+    temporary = _temporary(_directory_of(path), f"{text}\n".encode(), sync=False)
     try:
-        calls.rename(temporary, str(path))
+        calls.rename(temporary, path)
     except OSError:
         _forget(temporary)
         raise
 
 
-def touch(path: Path) -> None:
+def touch(path: Place) -> None:
     """Give a file the present time; where there is none, an empty one is made. Not synced."""
     try:
         calls.touch(str(path))
@@ -375,23 +392,25 @@ def probe(directory: Path) -> None:
 Moved = Literal["moved", "same", "conflict", "gone"]
 
 
-def move(source: Path, target: Path) -> Moved:
+def move(source: Place, target: Place) -> Moved:
     """Move a file without replacing anything; needs no sync, because losing it is repaired by the look.
 
     same      the name was taken by the same bytes: those are synced and the source is gone
     conflict  the name was taken by other bytes: nothing was changed
     gone      there was no source
     """
+    source, target = str(source), str(target)
+    directory = _directory_of(target)
     while True:
-        if is_unsynced(target.parent):  # whoever made it may have died: the file would go with it, from both places
-            ensure_dir(target.parent)
+        if is_unsynced(directory):  # whoever made it may have died: the file would go with it, from both places
+            ensure_dir(Path(directory))
         try:
-            calls.rename_noreplace(str(source), str(target))
+            calls.rename_noreplace(source, target)
             return "moved"
         except FileNotFoundError:
-            if not os.path.lexists(source):
+            if not is_there(source):
                 return "gone"
-            ensure_dir(target.parent)
+            ensure_dir(Path(directory))
             continue
         except FileExistsError:
             pass
@@ -405,7 +424,7 @@ def move(source: Path, target: Path) -> Moved:
         return "same"
 
 
-def same_bytes(one: Path, other: Path) -> bool:
+def same_bytes(one: Place, other: Place) -> bool:
     """Whether both are regular files with the same content; one that may not be read has other content.
 
     Raises OSError for what is the environment's fault: no descriptors or an I/O error is no difference.
@@ -450,7 +469,7 @@ _KINDS = (
 )
 
 
-def read(path: Path, limit: int | None = None) -> bytes:
+def read(path: Place, limit: int | None = None) -> bytes:
     """The content of a regular file, opened so that no link is followed and no FIFO or device can block.
 
     Raises NotRegular, TooLarge (more than `limit` bytes, checked while reading) and OSError.
@@ -467,7 +486,7 @@ def read(path: Path, limit: int | None = None) -> bytes:
     return data
 
 
-def token(path: str | Path) -> str:
+def token(path: Place) -> str:
     """Another one whenever the file was replaced or written to. Raises FileNotFoundError."""
     found = os.lstat(path)
     return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
@@ -496,7 +515,7 @@ def _until(limit: int | None, chunks: Iterator[bytes], done: int) -> Iterator[by
             return
 
 
-def _open_regular(path: Path) -> int:
+def _open_regular(path: Place) -> int:
     try:
         fd = os.open(path, _READ)
     except OSError as error:
@@ -515,7 +534,7 @@ def _open_regular(path: Path) -> int:
     return fd
 
 
-def remove(path: Path) -> bool:
+def remove(path: Place) -> bool:
     """Unlink a file; False when it was not there. Not synced: coming back after a power cut must be harmless."""
     try:
         calls.unlink(str(path))

@@ -95,10 +95,33 @@ class Box:
         return self.outbox / ".sent"
 
     def processed(self, stem: str) -> Path:
-        return self.processed_days / day_of(ids.time_of(stem)) / f"{stem}.msg"
+        return Path(self.processed_file(stem))
 
     def sent(self, stem: str) -> Path:
-        return self.sent_days / day_of(ids.time_of(stem)) / f"{stem}.msg"
+        return Path(self.sent_file(stem))
+
+    # The places of one message, as text: joining Paths costs more than most of what is done with a message.
+
+    def inbox_file(self, name: str) -> str:
+        return f"{self.path}/inbox/{name}"
+
+    def claimed_file(self, name: str) -> str:
+        return f"{self.path}/inbox/.in-progress/{name}"
+
+    def processed_file(self, stem: str) -> str:
+        return f"{self.path}/inbox/.processed/{day_of(ids.time_of(stem))}/{stem}.msg"
+
+    def failed_file(self, name: str) -> str:
+        return f"{self.path}/inbox/.failed/{name}"
+
+    def unreadable_file(self, name: str) -> str:
+        return f"{self.path}/inbox/.unreadable/{name}"
+
+    def outbox_file(self, name: str) -> str:
+        return f"{self.path}/outbox/{name}"
+
+    def sent_file(self, stem: str) -> str:
+        return f"{self.path}/outbox/.sent/{day_of(ids.time_of(stem))}/{stem}.msg"
 
     def turn(self, stem: str, attempt: int) -> Path:
         return self.turns / f"{stem}.{attempt}.ndjson"

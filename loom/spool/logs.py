@@ -1,4 +1,4 @@
-"""Logs for reading: `logs/YYYY-MM-DD.ndjson`, one object a line, one write a line (docs/protocol.md section 8).
+"""Logs for reading: `logs/YYYY-MM-DD.ndjson`, one object a line, whole lines at once (docs/protocol.md section 8).
 
 Logs decide nothing and are not synced. Many processes may append to one file: O_APPEND keeps lines whole.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,16 @@ class Log:
     def debug(self, event: str, **fields: Any) -> None:
         self.write("debug", event, fields)
 
-    def write(self, level: str, event: str, fields: dict[str, Any]) -> None:
-        """One line. A disk that refuses a log line does not stop the work it tells about."""
-        if LEVELS.index(level) < self._least:
+    def write(self, level: str, event: str, *records: Mapping[str, Any]) -> None:
+        """A line for each record, all with one write. A disk that refuses them does not stop the work they tell of."""
+        if not records or LEVELS.index(level) < self._least:
             return
         now_us = time.time_ns() // 1000
-        record = {"ts": rfc3339(now_us), "level": level, "event": event, **self._fields, **fields}
-        try:
-            line = dumps(record) + b"\n"
-        except (TypeError, ValueError):  # a file name that is no UTF-8, an object: told as far as it can be
-            record = {k: str(v).encode("ascii", "backslashreplace").decode() for k, v in record.items()}
-            line = dumps(record) + b"\n"
-        if len(line) > ndjson.MAX_LINE_BYTES:
-            cut = {k: v[:_CUT] + "…" if isinstance(v, str) and len(v) > _CUT else v for k, v in record.items()}
-            line = dumps(cut) + b"\n"
-            if len(line) > ndjson.MAX_LINE_BYTES:
-                line = dumps({k: record[k] for k in ("ts", "level", "event")} | {"cut": True}) + b"\n"
+        same = {"ts": rfc3339(now_us), "level": level, "event": event, **self._fields}
+        lines = b"".join([_line({**same, **fields}) for fields in records])
         try:
             fd = self._file(day_of(now_us // 1000))
-            fs.append(fd, line if _ends_whole(fd) else b"\n" + line)
+            fs.append(fd, lines if _ends_whole(fd) else b"\n" + lines)
         except OSError:
             self.close()
 
@@ -73,6 +65,20 @@ class Log:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    try:
+        line = dumps(record) + b"\n"
+    except (TypeError, ValueError):  # a file name that is no UTF-8, an object: told as far as it can be
+        record = {k: str(v).encode("ascii", "backslashreplace").decode() for k, v in record.items()}
+        line = dumps(record) + b"\n"
+    if len(line) > ndjson.MAX_LINE_BYTES:
+        cut = {k: v[:_CUT] + "…" if isinstance(v, str) and len(v) > _CUT else v for k, v in record.items()}
+        line = dumps(cut) + b"\n"
+        if len(line) > ndjson.MAX_LINE_BYTES:
+            line = dumps({k: record[k] for k in ("ts", "level", "event")} | {"cut": True}) + b"\n"
+    return line
 
 
 def _ends_whole(fd: int) -> bool:

@@ -65,7 +65,7 @@ def deliver(box: Box, stem: str, data: bytes) -> bool:
 
     Raises Conflict when the name is known with other bytes, OSError when the disk refuses (nothing accepted).
     """
-    if find(box, stem) is None and fs.publish(box.inbox / f"{stem}.msg", data):
+    if _standing(box, stem) is None and fs.publish(box.inbox_file(f"{stem}.msg"), data):
         _check_only(box, stem, data)
         return True
     _check_known(box, stem, data)
@@ -86,12 +86,12 @@ def deliver_many(mail: Sequence[tuple[Box, str, bytes]]) -> list[bool]:
     Raises Conflict before any is written, unless another sender takes one of the names at this very moment; and
     OSError: some may lie in an inbox then, none is accepted, and delivering all of them again is safe.
     """
-    fresh: dict[Path, tuple[Box, str, bytes]] = {}
-    places = [box.inbox / f"{stem}.msg" for box, stem, _ in mail]
+    fresh: dict[str, tuple[Box, str, bytes]] = {}
+    places = [box.inbox_file(f"{stem}.msg") for box, stem, _ in mail]
     for place, (box, stem, data) in zip(places, mail, strict=True):
         if place in fresh and fresh[place][2] != data:
             raise Conflict(f"two messages named {stem} with different content in one delivery")
-        if find(box, stem) is None:
+        if _standing(box, stem) is None:
             fresh[place] = (box, stem, data)
         else:
             _check_known(box, stem, data)
@@ -109,24 +109,35 @@ def deliver_many(mail: Sequence[tuple[Box, str, bytes]]) -> list[bool]:
 
 
 def find(box: Box, stem: str) -> Path | None:
-    """Where in the inbox's life this message stands, or None. A claim in between cannot hide it: looked at twice."""
+    """Where in the inbox's life this message stands, or None."""
+    place = _standing(box, stem)
+    return None if place is None else Path(place)
+
+
+def _standing(box: Box, stem: str) -> str | None:
+    """find() as text. Messages move in the order of these places, so that none can slip between two looks.
+
+    Only `retry` moves one back. One that was ever tried again has its error.json, and is looked for twice.
+    """
     name = f"{stem}.msg"
-    places = (
-        box.inbox / name,
-        box.in_progress / name,
-        box.processed(stem),
-        box.failed / name,
-        box.unreadable / name,
-    )
-    for place in (*places, *places):
-        if os.path.lexists(place):
-            return place
+    for _ in range(2):
+        for place in (
+            box.inbox_file(name),
+            box.claimed_file(name),
+            box.processed_file(stem),
+            box.unreadable_file(name),
+            box.failed_file(name),
+        ):
+            if fs.is_there(place):
+                return place
+        if not fs.is_there(box.failed_file(name) + ERROR_SUFFIX):
+            break
     return None
 
 
 def _check_known(box: Box, stem: str, data: bytes) -> None:
     """Raises Conflict unless the message of this name has these bytes; it is durable when this returns."""
-    while (known := find(box, stem)) is not None:
+    while (known := _standing(box, stem)) is not None:
         try:
             same = fs.read(known, message.MAX_BYTES) == data
             if same:
@@ -136,10 +147,14 @@ def _check_known(box: Box, stem: str, data: bytes) -> None:
         except (fs.NotRegular, fs.TooLarge):
             same = False
         if not same:
-            raise Conflict(f"a message named {stem} with other content is already in {known.parent}")
+            raise _conflict(known)
         _check_only(box, stem, data)
         return
     # It was here and is gone: somebody finished it and put it away, so it was accepted.
+
+
+def _conflict(place: str) -> Conflict:
+    return Conflict(f"a message named {Path(place).stem} with other content is already in {Path(place).parent}")
 
 
 def _check_only(box: Box, stem: str, data: bytes) -> None:
@@ -150,12 +165,14 @@ def _check_only(box: Box, stem: str, data: bytes) -> None:
     """
     name = f"{stem}.msg"
     for place in (
-        box.in_progress / name,
-        box.processed(stem),
-        box.failed / name,
-        box.unreadable / name,
-        box.inbox / name,
+        box.claimed_file(name),
+        box.processed_file(stem),
+        box.unreadable_file(name),
+        box.failed_file(name),
+        box.inbox_file(name),
     ):
+        if not fs.is_there(place):
+            continue
         try:
             same = fs.read(place, message.MAX_BYTES) == data
         except FileNotFoundError:
@@ -163,7 +180,7 @@ def _check_only(box: Box, stem: str, data: bytes) -> None:
         except (fs.NotRegular, fs.TooLarge):
             same = False
         if not same:
-            raise Conflict(f"a message named {stem} with other content is already in {place.parent}")
+            raise _conflict(place)
 
 
 # -- claim ----------------------------------------------------------------------------------------------------
@@ -195,9 +212,9 @@ class Inbox:
         """
         while self.waiting():
             name = self._backlog.popleft()
-            source = self.box.inbox / name
+            source = self.box.inbox_file(name)
             try:
-                outcome = _move(source, self.box.in_progress / name)
+                outcome = _move(source, self.box.claimed_file(name))
                 if outcome == "conflict":
                     _set_aside(self.box, source, "conflict", "another message of this name is in progress")
             except Unmovable as error:
@@ -240,7 +257,7 @@ def take(box: Box, name: str) -> Claimed | str:
 
     `unmovable` is the reason of one that can neither be read nor set aside: it stays there.
     """
-    path = box.in_progress / name
+    path = box.claimed_file(name)
     stem = ids.stem_of(name)
     try:
         if stem is None:
@@ -255,7 +272,7 @@ def take(box: Box, name: str) -> Claimed | str:
         return error.reason
 
 
-def read_message(path: Path) -> bytes:
+def read_message(path: fs.Place) -> bytes:
     """The bytes of a message file. Raises Unreadable for what is the entry's own fault, OSError what is not."""
     try:
         return fs.read(path, message.MAX_BYTES)
@@ -267,9 +284,9 @@ def read_message(path: Path) -> bytes:
         raise Unreadable("not_permitted", error.strerror or "permission denied") from None
 
 
-def _set_aside(box: Box, path: Path, reason: str, detail: str) -> None:
+def _set_aside(box: Box, path: str, reason: str, detail: str) -> None:
     """Move an entry to `.unreadable/` and write the reason beside it. Its content is not touched. Raises Unmovable."""
-    _put_aside(box.unreadable, path, reason, detail)
+    _put_aside(box.unreadable, Path(path), reason, detail)
 
 
 def _put_aside(directory: Path, path: Path, reason: str, detail: str) -> None:
@@ -290,7 +307,7 @@ def _put_aside(directory: Path, path: Path, reason: str, detail: str) -> None:
         raise _refused(path, refusal) from None
 
 
-def _move(source: Path, target: Path) -> fs.Moved:
+def _move(source: str, target: str) -> fs.Moved:
     """fs.move(), raising Unmovable for what is the entry's own fault."""
     try:
         return fs.move(source, target)
@@ -298,7 +315,7 @@ def _move(source: Path, target: Path) -> fs.Moved:
         raise _refused(source, error) from None
 
 
-def _refused(path: Path, error: OSError) -> OSError:
+def _refused(path: fs.Place, error: OSError) -> OSError:
     return Unmovable(error.errno, error.strerror, str(path)) if error.errno in _UNMOVABLE else error
 
 
@@ -315,7 +332,7 @@ def look(box: Box, agent: str, stem: str, attempt: int) -> tuple[Look, Message |
     move, so that none can slip between two looks. A reply is synced before it counts.
     """
     reply = ids.reply_stem(agent, stem, attempt)
-    for path in (box.outbox / f"{reply}.msg", box.sent(reply)):
+    for path in (box.outbox_file(f"{reply}.msg"), box.sent_file(reply)):
         try:
             found = message.decode(read_message(path), reply)
         except FileNotFoundError:
@@ -328,20 +345,20 @@ def look(box: Box, agent: str, stem: str, attempt: int) -> tuple[Look, Message |
         except FileNotFoundError:
             pass  # the router moved it on while we looked
         return ("fail" if found.error else "acknowledge"), found
-    if os.path.lexists(box.processed(stem)):
+    if fs.is_there(box.processed_file(stem)):
         return "acknowledge", None
     return "work", None
 
 
 def answer(box: Box, stem: str, reply: Message) -> bool:
     """Publish the reply under its derived name. False: it was answered already, whatever the bytes."""
-    return fs.publish(box.outbox / f"{stem}.msg", message.encode(reply))
+    return fs.publish(box.outbox_file(f"{stem}.msg"), message.encode(reply))
 
 
 def acknowledge(box: Box, stem: str) -> None:
     """Move a claimed message to `.processed/`. Needs no sync: losing the move is repaired by the look."""
-    source = box.in_progress / f"{stem}.msg"
-    if fs.move(source, box.processed(stem)) == "conflict":
+    source = box.claimed_file(f"{stem}.msg")
+    if fs.move(source, box.processed_file(stem)) == "conflict":
         _set_aside(box, source, "conflict", "another message of this name was processed before")
 
 
@@ -365,8 +382,8 @@ def fail(box: Box, stem: str, attempt: int, *, error_type: str, last_error: str,
 
     `attempts` is set to attempt + 1, never incremented, so that repeating this after a crash counts once.
     """
-    source = box.in_progress / f"{stem}.msg"
-    if fs.move(source, box.failed / f"{stem}.msg") == "conflict":
+    source = box.claimed_file(f"{stem}.msg")
+    if fs.move(source, box.failed_file(f"{stem}.msg")) == "conflict":
         _set_aside(box, source, "conflict", "another message of this name failed before")
         return
     write_error(box, stem, attempt, error_type=error_type, last_error=last_error, hint=hint, ts=ts)
@@ -384,15 +401,15 @@ def retry(box: Box, agent: str, stem: str, ts: str) -> bool:
     A crash between `fail`'s two steps leaves no error.json; it is written first, or the message would fail again
     at the look, being answered already under its attempt.
     """
-    failed = box.failed / f"{stem}.msg"
-    if not os.path.lexists(failed):
+    failed = box.failed_file(f"{stem}.msg")
+    if not fs.is_there(failed):
         return False
     attempt = attempts(box, stem)
     if look(box, agent, stem, attempt)[0] == "fail":
         write_error(
             box, stem, attempt, error_type="unknown", last_error="the record of the failure was lost", hint="", ts=ts
         )
-    return fs.move(failed, box.inbox / f"{stem}.msg") in ("moved", "same")
+    return fs.move(failed, box.inbox_file(f"{stem}.msg")) in ("moved", "same")
 
 
 def failed(box: Box) -> list[str]:
@@ -420,8 +437,8 @@ def outgoing(box: Box, odd: set[str] | None = None) -> list[str]:
 
 def mark_sent(box: Box, stem: str) -> None:
     """Move a routed reply to `.sent/`. Raises Unmovable."""
-    source = box.outbox / f"{stem}.msg"
-    if _move(source, box.sent(stem)) == "conflict":
+    source = box.outbox_file(f"{stem}.msg")
+    if _move(source, box.sent_file(stem)) == "conflict":
         refuse(box, f"{stem}.msg", "conflict", "another message of this name was sent before")
 
 
@@ -434,7 +451,8 @@ def refuse(box: Box, name: str, reason: str, detail: str) -> None:
 def find_reply(box: Box, agent: str, stem: str, attempt: int) -> Message | None:
     """The reply to a message for someone who waits for it, or None so far."""
     reply = ids.reply_stem(agent, stem, attempt)
-    for path in (box.outbox / f"{reply}.msg", box.sent(reply), box.outbox / f"{reply}.msg"):
+    waiting = box.outbox_file(f"{reply}.msg")
+    for path in (waiting, box.sent_file(reply), waiting):
         try:
             return message.decode(read_message(path), reply)
         except (FileNotFoundError, Unreadable):

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 
 def rfc3339(us: int) -> str:
     """Microseconds since the epoch as `2026-01-31T12:00:00.000000Z`."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(us // 1_000_000)) + f".{us % 1_000_000:06d}Z"
+    return f"{_second(us // 1_000_000)}.{us % 1_000_000:06d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(s))
 
 
 def day_of(ts_ms: int) -> str:
     """The UTC date of Unix milliseconds, `YYYY-MM-DD`: the shard of a name."""
-    return time.strftime("%Y-%m-%d", time.gmtime(ts_ms // 1000))
+    return _day(ts_ms // 86_400_000)
+
+
+@lru_cache(maxsize=64)
+def _day(days: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(days * 86_400))
 
 
 def parse_us(text: str) -> int:

@@ -78,12 +78,15 @@ def move(f: Fault, source: str, target: str) -> Program:
 
 
 def find(f: Fault, box: str, name: str) -> Program:
-    places = [f"{box}/inbox/", f"{box}/.in-progress/", f"{box}/.processed/", f"{box}/.failed/", f"{box}/.unreadable/"]
+    places = [f"{box}/inbox/", f"{box}/.in-progress/", f"{box}/.processed/", f"{box}/.unreadable/", f"{box}/.failed/"]
     if "deliver does not look at .processed" in f:
         places.remove(f"{box}/.processed/")
-    for place in (*places, *places):
-        if (yield ("exists", place + name)):
-            return place + name
+    for _ in range(2):
+        for place in places:
+            if (yield ("exists", place + name)):
+                return place + name
+        if not (yield ("exists", f"{box}/.failed/{name}.error")):
+            break
     return None
 
 
@@ -110,7 +113,9 @@ def check_only(f: Fault, box: str, name: str, content: Any) -> Program:
     """False: other bytes of this name were on their way already."""
     if "deliver does not look again" in f:
         return True
-    for place in (".in-progress", ".processed", ".failed", ".unreadable", "inbox"):
+    for place in (".in-progress", ".processed", ".unreadable", ".failed", "inbox"):
+        if not (yield ("exists", f"{box}/{place}/{name}")):
+            continue
         there = yield ("read", f"{box}/{place}/{name}")
         if there not in (None, content):
             return False

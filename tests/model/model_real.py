@@ -32,7 +32,7 @@ NOW_MS = 1_790_000_000_000
 class Silent(Log):
     """Logs decide nothing."""
 
-    def write(self, level: str, event: str, fields: dict[str, Any]) -> None:
+    def write(self, level: str, event: str, *records: Mapping[str, Any]) -> None:
         pass
 
 

@@ -97,7 +97,7 @@ class Noted(fs.Calls):
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(fs, "calls", self)
-        exists, listdir, open_regular, settle = os.path.lexists, os.listdir, fs._open_regular, fs.settle
+        listdir, open_regular, settle = os.listdir, fs._open_regular, fs.settle
 
         def look(kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
             def looked(path: Any) -> Any:
@@ -106,7 +106,8 @@ class Noted(fs.Calls):
 
             return looked
 
-        patch.setattr(os.path, "lexists", look("exists", exists))
+        patch.setattr(os.path, "lexists", look("exists", os.path.lexists))
+        patch.setattr(fs, "is_there", look("exists", fs.is_there))
         patch.setattr(os, "listdir", look("list", listdir))
         patch.setattr(fs, "_open_regular", look("read", open_regular))
         patch.setattr(fs, "settle", look("exists", settle))

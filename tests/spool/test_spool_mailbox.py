@@ -128,10 +128,10 @@ def test_a_message_that_is_claimed_while_it_is_compared_counts_as_delivered(box:
     real = fs.read
     moved = []
 
-    def claim_first(path: Path, limit: int | None = None) -> bytes:
+    def claim_first(path: fs.Place, limit: int | None = None) -> bytes:
         found = real(path, limit)
         if not moved:
-            moved.append(fs.move(path, box.in_progress / path.name))
+            moved.append(fs.move(path, box.in_progress / Path(path).name))
         return found
 
     monkeypatch.setattr(fs, "read", claim_first)
