@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from loom.core import liveness
 from loom.spool import agents, crashes, heartbeat, locks
 from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home
+from loom.wire import hang
 from loom.wire.agent import Want
 from loom.wire.errors import Config, Disk, NotFound
 
@@ -79,7 +79,7 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
         said = "restarting"  # perhaps nobody could write that down
     if alive and (holder is None or waiting or agents.has_claimed(agent)):
         reason = heartbeat.reason(agent)
-    shape = liveness.shape_of(reason)
+    shape = hang.shape_of(reason)
     return State(
         name=agent.name,
         status=status(said, works_by, alive=alive, broken=broken),
@@ -91,7 +91,7 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
         started_at=agents.read_hint(agent.started_at) if alive else "",
         reason=reason,
         shape=shape,
-        level=liveness.SHAPES[shape].level if shape else "",
+        level=hang.SHAPES[shape].level if shape else "",
     )
 
 
@@ -107,9 +107,7 @@ def _reason(agent: AgentDir, hindrance: Hindrance) -> tuple[str, bool]:
     since = agents.read_hint(agent.started_at)
     kind, text = crashes.last_error(agent, since, time.time_ns() // 1_000_000)
     text = " ".join(text.split())
-    return (
-        liveness.line(kind, text) if kind in liveness.SHAPES and not liveness.shape_of(text) else text
-    ), kind == Disk.kind
+    return (hang.line(kind, text) if kind in hang.SHAPES and not hang.shape_of(text) else text), kind == Disk.kind
 
 
 def status(said: str, want: Want, *, alive: bool, broken: bool = False) -> str:

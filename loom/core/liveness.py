@@ -1,7 +1,7 @@
 """Whether an agent that works gets on, and what is done when it does not: pure (docs/liveness.md, ADR-0029).
 
 Three levels: it is *alive*, it *responds*, it *gets on*. A way not to is a shape: it has a name, one owner who notices
-and acts, and one action. `SHAPES` is all of them; its own deadline each owner knows.
+and acts, and one action. All of them are in loom/wire/hang.py; its own deadline each owner knows.
 
 `look` is the supervisor's part: what it sees of one process that works, at one moment, to what must be done about it.
 Time is counted, not read: only what passed between two looks that came in time counts. So neither a clock that was
@@ -11,64 +11,15 @@ set, nor a machine that slept, nor a supervisor that was stopped, makes a workin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from loom.wire.errors import Config
+from loom.wire.hang import SHAPES, Action, line
 from loom.wire.record import record, replace
-
-Level = Literal["alive", "responsive", "progressing"]
-Owner = Literal["supervisor", "runner", "turn", "tool call", "router"]
-Action = Literal["nudge", "interrupt", "restart", "dead letter", "gate"]
-
-
-@record
-class Shape:
-    """One way to hang. `action` is what its owner does; what follows when that does not help: docs/liveness.md."""
-
-    level: Level
-    owner: Owner
-    action: Action
-
-
-SHAPES: Mapping[str, Shape] = {
-    "not_ready": Shape("alive", "supervisor", "restart"),
-    "lock_held": Shape("alive", "supervisor", "gate"),
-    "poison": Shape("alive", "runner", "dead letter"),
-    "stopped": Shape("responsive", "supervisor", "nudge"),
-    "not_responding": Shape("responsive", "supervisor", "restart"),
-    "unclaimed": Shape("responsive", "supervisor", "nudge"),
-    "silent_stream": Shape("progressing", "runner", "nudge"),
-    "keepalive_only": Shape("progressing", "runner", "nudge"),
-    "half_open": Shape("progressing", "runner", "nudge"),
-    "silent_program": Shape("progressing", "runner", "nudge"),
-    "program_overdue": Shape("progressing", "runner", "nudge"),
-    "thread_held": Shape("progressing", "runner", "gate"),
-    "repeats": Shape("progressing", "turn", "nudge"),
-    "alternates": Shape("progressing", "turn", "nudge"),
-    "no_artifact": Shape("progressing", "turn", "nudge"),
-    "repetition": Shape("progressing", "turn", "dead letter"),
-    "step_limit": Shape("progressing", "turn", "dead letter"),
-    "tool_overdue": Shape("progressing", "tool call", "interrupt"),
-    "tool_deaf": Shape("progressing", "tool call", "interrupt"),
-    "pipe_held": Shape("progressing", "tool call", "interrupt"),
-    "claimed_too_long": Shape("progressing", "supervisor", "dead letter"),
-    "deadline": Shape("progressing", "runner", "dead letter"),
-}
 
 LATE_S = 5.0  # a look so much later than it was due says more about who looks than about who is looked at
 LOOKS = 4  # in the shortest deadline that applies
 LEAST_PAUSE_S, MOST_PAUSE_S = 0.02, 60.0
-
-
-def line(shape: str, text: str) -> str:
-    """The reason in one line: the shape's name stands first."""
-    return f"{shape}: {' '.join(text.split())}"
-
-
-def shape_of(reason: str) -> str:
-    """The shape that such a line names; empty when it names none."""
-    name = reason.partition(":")[0]
-    return name if name in SHAPES else ""
 
 
 @record

@@ -112,21 +112,22 @@ def decide(
 
 def _go_on(steps: Sequence[Step], request: ChatRequest, tools: Mapping[str, ToolSpec], artifact_steps: int) -> Action:
     """Ask the next step, with a remark when the turn gets nowhere; end it when that was said before."""
-    from loom.core import liveness, rounds  # here, because most turns have no calls
+    from loom.core import rounds  # here, because most turns have no calls
+    from loom.wire import hang
 
     if length := rounds.period(steps, tools):
         shape, said = ("repeats", _ROUND) if length == 1 else ("alternates", _CYCLE)
         what = f"the same {_times(length, 'step')} had the same results again and again: {_names(steps[-length:])}"
         if _told(steps, _ROUND) or _told(steps, _CYCLE):
             return Stop(shape, f"{what}; also when it was told")
-        return Ask(_with(request, said), recorded=False, why=liveness.line(shape, what))
+        return Ask(_with(request, said), recorded=False, why=hang.line(shape, what))
     if artifact_steps and rounds.is_barren(steps, artifact_steps, tools):
         what = f"nothing new in {_times(artifact_steps, 'step')}: {_names(steps[-artifact_steps:])}"
         told = _steps_since(steps, _BARREN)
         if told >= artifact_steps:
             return Stop("no_artifact", f"{what}; also when it was told")
         if not told:
-            return Ask(_with(request, _BARREN), recorded=False, why=liveness.line("no_artifact", what))
+            return Ask(_with(request, _BARREN), recorded=False, why=hang.line("no_artifact", what))
     return Ask(request, recorded=False)
 
 

@@ -45,7 +45,7 @@ class ChatWorker:
         directory = agent.dir
         workspace = agent.spec.env.get(WORKSPACE_ENV, "")
         env = agent_env(agent.home, agent.spec, directory.path, workspace)
-        self.context = model_context(agent.home, dict(os.environ), str(directory.path), env, agent.heartbeat.touch)
+        self.context = model_context(agent.home, dict(os.environ), str(directory.path), env, agent.heartbeat.beat)
         check_model(agent.spec.model, self.context)
         surroundings.check_schema(agent.spec)
         self.model: Model = open_model(agent.spec.model, self.context)
@@ -102,7 +102,7 @@ class RoleWorker:
         agent, message = self.agent, claimed.message
         order = orders.decode(message.kind, message.data or {})
         env = loom_env(agent.home, agent.dir.name, agent.dir.path, order.workspace, message.goal)
-        context = model_context(agent.home, {**os.environ, **order.env}, order.cwd, env, agent.heartbeat.touch)
+        context = model_context(agent.home, {**os.environ, **order.env}, order.cwd, env, agent.heartbeat.beat)
         model = open_model(order.model, context, role=order.role)
         tool_s, place = surroundings.tool_s(agent.home, agent.spec.options), order.workspace or str(agent.dir.path)
         tools = grant(order.tools, tool_dirs(agent.home, None), env, place, tool_s)

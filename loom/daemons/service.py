@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from loom.core import liveness
 from loom.proc.stopping import Leaving, Stopping
 from loom.spool import agents, blobs, bodies, config, crashes, fs, locks, mailbox, ndjson, threads, wake
 from loom.spool import home as homes
@@ -23,7 +22,7 @@ from loom.spool.layout import AgentDir, Home
 from loom.spool.logs import Log
 from loom.spool.mailbox import Claimed
 from loom.spool.turns import MAX_DEATHS, Turn
-from loom.wire import exits
+from loom.wire import exits, hang
 from loom.wire import message as wire
 from loom.wire.agent import AgentSpec
 from loom.wire.errors import BadInput, Config, Deadline, Disk, LoomError
@@ -431,8 +430,8 @@ def wait_for_thread(agent: Agent, name: str) -> threads.Thread:
                 agent.heartbeat.done()
             return thread
         if waited_s > HELD_S:
-            agent.heartbeat.why(liveness.line("thread_held", f"another process has the conversation {name}; waiting"))
-        agent.heartbeat.touch()
+            agent.heartbeat.why(hang.line("thread_held", f"another process has the conversation {name}; waiting"))
+        agent.heartbeat.beat()
         with agent.stopping.interruptible():
             agent.stopping.wait(0.2)
 

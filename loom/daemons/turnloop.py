@@ -162,9 +162,9 @@ def _run(
 def _hung(heartbeat: Heartbeat, reason: str) -> None:
     """Show a reason that names a hang."""
     if reason:
-        from loom.core import liveness  # here, because most turns meet none
+        from loom.wire import hang  # here, because most turns meet none
 
-        if liveness.shape_of(reason):
+        if hang.shape_of(reason):
             heartbeat.why(reason)
 
 
@@ -218,7 +218,7 @@ def _ask(
             emit({"event": "retry", "error": error.line(), "wait_s": wait_s})
         with stopping.interruptible():
             stopping.wait(wait_s)
-        heartbeat.touch()
+        heartbeat.beat()
     raise AssertionError("retry_wait_s gives up before the tries run out")
 
 

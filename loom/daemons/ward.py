@@ -31,6 +31,7 @@ from loom.spool.home import disk_error
 from loom.spool.layout import Home
 from loom.wire import exits, ids, settings
 from loom.wire.errors import Config, LoomError, NotFound
+from loom.wire.hang import line
 
 TROUBLE_S = 5.0  # an agent for which something failed (no space, no processes) is looked at again after this time
 _LOCKED_S = 1.0  # somebody holds an agent's lock for a moment (retry, fsck): no runner
@@ -314,7 +315,7 @@ class Ward:
             pid = locks.taken_by(charge.agent.lock)
             by = "another process" if pid is None else f"process {pid}, which is no runner of it,"
             why = f"{by} holds {charge.agent.lock}; it cannot be started before that ends"
-            self._tell_hang(charge, Hang("lock_held", liveness.line("lock_held", why)))
+            self._tell_hang(charge, Hang("lock_held", line("lock_held", why)))
 
     def _see_unlocked(self, charge: Charge) -> None:
         if charge.locked_s == math.inf:

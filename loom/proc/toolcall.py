@@ -13,9 +13,9 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from loom.core import liveness
 from loom.proc import toolchild
 from loom.proc.toolbox import Tool, argv
+from loom.wire import hang
 from loom.wire.record import record, replace
 
 MAX_OUTPUT_BYTES = 1024 * 1024
@@ -28,7 +28,7 @@ LEAST_INT, MOST_INT = -(2**63), 2**64 - 1  # what every JSON reader of ours can 
 class ToolResult:
     """What came of a call. `result` is JSON data when status is ok; `error` is one line when it is not.
 
-    An error that is a hang begins with its shape (loom.core.liveness), and so does `warning`, when a call went well
+    An error that is a hang begins with its shape (loom.wire.hang), and so does `warning`, when a call went well
     all the same.
     """
 
@@ -92,12 +92,12 @@ def call_tool(
     if ended.timed_out:
         shape, how = ("tool_deaf", ", ignored SIGTERM") if ended.deaf else ("tool_overdue", "")
         text = f"{name} did not finish within {timeout_s:g} s{how} and was killed{_last_words(ended)}"
-        return _failed(liveness.line(shape, text))
+        return _failed(hang.line(shape, text))
     if ended.fault:
         return _failed(f"{name} was stopped: {ended.fault}{_last_words(ended)}")
     answer = _answer(name, ended)
     if ended.held and answer.status == "ok":
-        return replace(answer, warning=liveness.line("pipe_held", f"{name} left a process that held its output"))
+        return replace(answer, warning=hang.line("pipe_held", f"{name} left a process that held its output"))
     return answer
 
 

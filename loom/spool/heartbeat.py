@@ -29,7 +29,7 @@ class Heartbeat:
         self._last_s = float("-inf")
         self._why = ""
 
-    def touch(self) -> None:
+    def beat(self) -> None:
         """The work goes on."""
         now = time.monotonic()
         if self._agent is not None and now - self._last_s >= EVERY_S:
@@ -81,9 +81,9 @@ def reason(agent: AgentDir) -> str:
         text = " ".join(fs.read(agent.why, _MAX_BYTES * 10).decode("utf-8", "replace").split())[:_MAX_BYTES]
     except (OSError, fs.NotRegular, fs.TooLarge):
         return ""
-    from loom.core import liveness  # here, because filters have no need of it
+    from loom.wire import hang  # here, because filters have no need of it
 
-    return text if liveness.shape_of(text) else ""
+    return text if hang.shape_of(text) else ""
 
 
 def promised_s(agent: AgentDir) -> float | None:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loom.core import liveness
-from loom.core.liveness import LATE_S, SHAPES, Deadlines, Facts, Hang, Watched, look, pause_s
+from loom.core.liveness import LATE_S, Deadlines, Facts, Hang, Watched, look, pause_s
 from loom.wire.errors import Config
+from loom.wire.hang import SHAPES, line, shape_of
 from loom.wire.record import replace
 from loom.wire.settings import defaults
 
@@ -54,7 +55,7 @@ def every(step_s: float, until_s: float, facts: Facts) -> list[tuple[float, Fact
 )
 def test_each_shape_of_the_supervisor(facts: Facts, deadlines: Deadlines, shape: str) -> None:
     (hang,) = watch(every(pause_s(facts, deadlines), 4.0, facts), deadlines)[:1]
-    assert hang.shape == shape and liveness.shape_of(hang.why) == shape and hang.action == SHAPES[shape].action
+    assert hang.shape == shape and shape_of(hang.why) == shape and hang.action == SHAPES[shape].action
 
 
 @pytest.mark.parametrize(
@@ -117,9 +118,9 @@ def test_there_are_several_looks_within_a_deadline(facts, deadlines):
 
 def test_a_line_names_its_shape() -> None:
     for shape in SHAPES:
-        assert liveness.shape_of(liveness.line(shape, "one\ntwo")) == shape
-        assert "\n" not in liveness.line(shape, "one\ntwo")
-    assert liveness.shape_of("nothing: of the kind") == "" == liveness.shape_of("")
+        assert shape_of(line(shape, "one\ntwo")) == shape
+        assert "\n" not in line(shape, "one\ntwo")
+    assert shape_of("nothing: of the kind") == "" == shape_of("")
 
 
 @pytest.mark.parametrize("wrong", [{"claim_s": "1"}, {"respond_s": 0}, {"claim_s": True}, {"claim_s": float("nan")}])

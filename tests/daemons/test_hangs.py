@@ -24,7 +24,6 @@ from support import ROOT, wait_until
 from world import AT_ONCE, READY, TABLE, World, is_alive, made, pid_of, records, starts
 
 from loom.cli import agent_state
-from loom.core import liveness
 from loom.daemons import service
 from loom.proc import enclosure, toolcall
 from loom.proc.stopping import Stopping
@@ -32,6 +31,7 @@ from loom.proc.toolbox import Tool
 from loom.spool import agents, heartbeat, locks, mailbox, threads, wake
 from loom.spool.layout import AgentDir
 from loom.spool.logs import Log
+from loom.wire import hang
 from loom.wire.agent import AgentSpec, Restart
 from loom.wire.chat import ToolSpec
 from loom.wire.message import Message
@@ -276,9 +276,9 @@ def named(agent: AgentDir) -> set[str]:
     for line in log(agent):
         words = (
             line.get("error_type"),
-            *(liveness.shape_of(str(line.get(k, ""))) for k in ("error", "warning", "why")),
+            *(hang.shape_of(str(line.get(k, ""))) for k in ("error", "warning", "why")),
         )
-        found |= {word for word in words if word in liveness.SHAPES}
+        found |= {word for word in words if word in hang.SHAPES}
     return found
 
 
@@ -332,7 +332,7 @@ def ps(world: World, *words: str) -> str:
 def shown(world: World, agent: AgentDir) -> tuple[str, str]:
     """(shape, level) of an agent as ps shows it."""
     state = agent_state.of(world.home, agent)
-    assert liveness.shape_of(state.reason) == state.shape
+    assert hang.shape_of(state.reason) == state.shape
     return state.shape, state.level
 
 
@@ -507,4 +507,4 @@ def test_who_has_nothing_to_do_writes_nothing_and_is_not_looked_at(world: World)
 def test_no_shape_is_missing_in_the_corpus() -> None:
     """Two are met below without an agent; a step limit and a deadline have their tests elsewhere."""
     met = {case.shape for case in CORPUS.values()} | {"stopped", "lock_held", "not_ready", "thread_held"}
-    assert set(liveness.SHAPES) - met == {"pipe_held", "half_open", "step_limit", "deadline"}
+    assert set(hang.SHAPES) - met == {"pipe_held", "half_open", "step_limit", "deadline"}
