@@ -95,7 +95,7 @@ class _Hanging:
         elif body == "slow":
             with self.agent.stopping.interruptible():
                 for _ in range(4):
-                    self.agent.heartbeat.touch()
+                    self.agent.heartbeat.beat()
                     self.agent.stopping.wait(heartbeat.EVERY_S)
         return Done("done")
 

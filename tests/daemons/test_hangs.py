@@ -265,7 +265,7 @@ def log(agent: AgentDir) -> list[dict[str, Any]]:
 
 
 def reply(agent: AgentDir, stem: str) -> Message:
-    found = wait_until(lambda: mailbox.find_reply(agent, agent.name, stem, 0), 20)
+    found = wait_until(lambda: mailbox.find_reply(agent, agent.name, stem, 0), 60)
     assert isinstance(found, Message)
     return found
 
