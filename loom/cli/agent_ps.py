@@ -16,7 +16,7 @@ from loom.spool import agents
 @click.option("-a", "--all", "everything", is_flag=True, help="Stopped and dead agents and loom's own processes too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def cli(everything: bool, as_json: bool) -> None:
-    """List the agents that run or are wanted up; of those that should work and do not, why."""
+    """List the agents that run or are wanted up; of those that should work and do not, or do not get on, why."""
     home = look_into_home()
     hindrance = agent_state.Hindrance(home)
     states = [agent_state.of(home, agent, hindrance) for agent in agents.each(home)]

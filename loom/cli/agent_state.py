@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from loom.spool import agents, crashes, locks
+from loom.spool import agents, crashes, heartbeat, locks
 from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home
+from loom.wire import hang
 from loom.wire.agent import Want
 from loom.wire.errors import Config, Disk, NotFound
 
@@ -24,7 +25,8 @@ class State:
     """How one agent is now.
 
     status   idle running | pending restarting crashed dormant stopped dead error; `dormant` waits for mail
-    reason   why it does not work although it should, in one line; empty when it works, or nobody wants it to
+    reason   why it does not work although it should, or does not get on, in one line; empty when all is well
+    shape    the hang that the reason names, and the level of liveness that it lacks (docs/liveness.md); empty: none
     """
 
     name: str
@@ -36,6 +38,8 @@ class State:
     waiting: int
     started_at: str
     reason: str = ""
+    shape: str = ""
+    level: str = ""
 
 
 @dataclass(slots=True)
@@ -73,6 +77,9 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
     reason, passing = _reason(agent, hindrance or Hindrance(home)) if is_missed else ("", False)
     if passing and said in _ALIVE:
         said = "restarting"  # perhaps nobody could write that down
+    if alive and (holder is None or waiting or agents.has_claimed(agent)):
+        reason = heartbeat.reason(agent)
+    shape = hang.shape_of(reason)
     return State(
         name=agent.name,
         status=status(said, works_by, alive=alive, broken=broken),
@@ -83,6 +90,8 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
         waiting=waiting,
         started_at=agents.read_hint(agent.started_at) if alive else "",
         reason=reason,
+        shape=shape,
+        level=hang.SHAPES[shape].level if shape else "",
     )
 
 
@@ -97,7 +106,8 @@ def _reason(agent: AgentDir, hindrance: Hindrance) -> tuple[str, bool]:
         return "no supervisor runs", False
     since = agents.read_hint(agent.started_at)
     kind, text = crashes.last_error(agent, since, time.time_ns() // 1_000_000)
-    return " ".join(text.split()), kind == Disk.kind
+    text = " ".join(text.split())
+    return (hang.line(kind, text) if kind in hang.SHAPES and not hang.shape_of(text) else text), kind == Disk.kind
 
 
 def status(said: str, want: Want, *, alive: bool, broken: bool = False) -> str:

@@ -62,7 +62,8 @@ def check(home: Home, loaded: Loaded, spec: AgentSpec) -> None:
     directory = home.agent(spec.name)
     model_names.check(home, loaded, spec.model, spec.env, str(directory.path))
     surroundings = import_module(SURROUNDINGS)
-    surroundings.grant(spec.tools, surroundings.tool_dirs(home, directory), {}, "/")
+    tool_s = surroundings.tool_s(home, spec.options)
+    surroundings.grant(spec.tools, surroundings.tool_dirs(home, directory), {}, "/", tool_s)
     if "run-shell" in spec.tools and not spec.unsafe_no_sandbox:
         printing.note("run-shell has no sandbox in this version and refuses to run without --unsafe-no-sandbox")
     if spec.tools and WORKSPACE_ENV not in spec.env:

@@ -19,7 +19,7 @@ from loom.wire.turn import Step
 MAX_STEPS = 60
 MAX_TRIES = 5
 MAX_RETRY_AFTER_S = 60.0
-_SAME_STEPS = 3
+ARTIFACT_STEPS = 12
 
 # What a model is told once in a turn, and people as {"event": "asked_again", "why": …}.
 _EMPTY = "Your last answer was empty. Answer the request, or call a tool."
@@ -27,6 +27,9 @@ _WRITTEN = "You wrote a tool call as text, and nothing was run. Call the tool th
 without it."
 _ROUND = "You have made the same tool calls three times in a row with the same results. Do something else, or answer \
 with what you have."
+_CYCLE = "You have made the same few tool calls by turns, three times over, with the same results. Do something else, \
+or answer with what you have."
+_BARREN = "None of your last tool calls has brought anything new. Do something else, or answer with what you have."
 
 INTERRUPTED = (
     "interrupted: loom stopped while this call was running; whether it took effect is unknown and it was not repeated"
@@ -81,9 +84,17 @@ Action = Ask | Run | Report | Answer | Stop
 
 
 def decide(
-    steps: Sequence[Step], first: ChatRequest, tools: Mapping[str, ToolSpec], max_steps: int = MAX_STEPS
+    steps: Sequence[Step],
+    first: ChatRequest,
+    tools: Mapping[str, ToolSpec],
+    max_steps: int = MAX_STEPS,
+    artifact_steps: int = ARTIFACT_STEPS,
 ) -> Action:
-    """The next action. `first` is the request of step 0 and is used only when nothing is recorded yet."""
+    """The next action. `first` is the request of step 0 and is used only when nothing is recorded yet.
+
+    artifact_steps   after so many steps in a row without a new result the model is told, after as many more the turn
+                     ends; 0: never
+    """
     if not steps:
         return Ask(first, recorded=False)
     last = steps[-1]
@@ -96,12 +107,38 @@ def decide(
         return _finish(steps, last.request, last.reply, tools, max_steps)
     if len(steps) >= max_steps:
         return Stop("step_limit", f"no answer after {max_steps} steps")
-    request = _continued(last, last.reply)
-    if not _goes_round(steps):
-        return Ask(request, recorded=False)
-    if _told(steps, _ROUND):
-        return Stop("no_progress", "the same tool calls had the same results again and again, also when it was told")
-    return Ask(_with(request, _ROUND), recorded=False, why="the same tool calls had the same results three times")
+    return _go_on(steps, _continued(last, last.reply), tools, artifact_steps)
+
+
+def _go_on(steps: Sequence[Step], request: ChatRequest, tools: Mapping[str, ToolSpec], artifact_steps: int) -> Action:
+    """Ask the next step, with a remark when the turn gets nowhere; end it when that was said before."""
+    from loom.core import rounds  # here, because most turns have no calls
+    from loom.wire import hang
+
+    if length := rounds.period(steps, tools):
+        shape, said = ("repeats", _ROUND) if length == 1 else ("alternates", _CYCLE)
+        what = f"the same {_times(length, 'step')} had the same results again and again: {_names(steps[-length:])}"
+        if _told(steps, _ROUND) or _told(steps, _CYCLE):
+            return Stop(shape, f"{what}; also when it was told")
+        return Ask(_with(request, said), recorded=False, why=hang.line(shape, what))
+    if artifact_steps and rounds.is_barren(steps, artifact_steps, tools):
+        what = f"nothing new in {_times(artifact_steps, 'step')}: {_names(steps[-artifact_steps:])}"
+        told = _steps_since(steps, _BARREN)
+        if told >= artifact_steps:
+            return Stop("no_artifact", f"{what}; also when it was told")
+        if not told:
+            return Ask(_with(request, _BARREN), recorded=False, why=hang.line("no_artifact", what))
+    return Ask(request, recorded=False)
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _names(steps: Sequence[Step]) -> str:
+    """The tools that these steps called, each once."""
+    called = (call.name for step in steps if step.reply is not None for call in step.reply.calls)
+    return ", ".join(ascii(name)[1:-1][:40] for name in list(dict.fromkeys(called))[:5])
 
 
 def _call(call: ToolCall, step: Step, tools: Mapping[str, ToolSpec]) -> Action:
@@ -186,6 +223,13 @@ def _times_told(steps: Sequence[Step], text: str) -> int:
     return sum(1 for message in added if message.role == "user" and message.text.startswith(text))
 
 
+def _steps_since(steps: Sequence[Step], text: str) -> int:
+    """How many steps this turn has asked since it told the model this text; 0: it has not."""
+    begun = len(steps[0].request.messages)
+    told = (any(m.role == "user" and m.text == text for m in step.request.messages[begun:]) for step in steps)
+    return sum(told)
+
+
 def _continued(step: Step, reply: ChatReply) -> ChatRequest:
     added = [ChatMessage("assistant", reply.text, reply.calls, thoughts=reply.thoughts)]
     for call in reply.calls:
@@ -197,24 +241,6 @@ def _continued(step: Step, reply: ChatReply) -> ChatRequest:
 def result_text(result: Mapping[str, Any]) -> str:
     """A tool's result as the model reads it: the JSON the tool printed."""
     return dumps(dict(result)).decode()
-
-
-def _goes_round(steps: Sequence[Step]) -> bool:
-    """Whether the last steps made the same calls with the same results; all failures of one call are the same."""
-    if len(steps) < _SAME_STEPS:
-        return False
-    first, *others = (_calls_and_results(step) for step in steps[-_SAME_STEPS:])
-    return bool(first) and all(other == first for other in others)
-
-
-def _calls_and_results(step: Step) -> list[tuple[Any, ...]]:
-    if step.reply is None:
-        return []
-    return [(c.name, c.input, c.raw, _outcome(step.results.get(c.id, {}))) for c in step.reply.calls]
-
-
-def _outcome(result: Mapping[str, Any]) -> Any:
-    return result if result.get("status") == "ok" else "failed"
 
 
 def tidy(reply: ChatReply, step: int) -> ChatReply:

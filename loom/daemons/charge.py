@@ -10,10 +10,13 @@ import hashlib
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from loom.core import liveness
 from loom.core.supervision import Exit, Kind, Seen, Wanted
 from loom.daemons.meter import Meter
+from loom.daemons.watcher import Watcher
 from loom.spool import agents, crashes, fs, locks, mailbox, wake
 from loom.spool.layout import AgentDir, Home
 from loom.spool.logs import Log
@@ -24,6 +27,15 @@ from loom.wire.record import field, record
 from loom.wire.times import rfc3339
 
 _HALF_WRITTEN_S = 2.0  # so long an empty `want` is taken for one that is being written in place
+
+
+@record
+class Cause:
+    """Why the supervisor ends a process. hint: what its sender may do; empty: it is not the message's fault."""
+
+    error_type: str
+    text: str
+    hint: str = ""
 
 
 @record(frozen=False)
@@ -53,7 +65,7 @@ class Held:
 
     want: Want
     seen: Seen
-    exceeded: str = ""
+    cause: Cause | None = None
     spent: tuple[int, float, float] | None = None
     process: Process | None = None
 
@@ -75,8 +87,11 @@ class Charge:
             "to_zero",
             "limits",
             "meter",
-            "exceeded",
             "spent",
+            "watcher",
+            "own_deadlines",
+            "cause",
+            "locked_s",
             "_where",
             "_inbox_ns",
             "_swept_ns",
@@ -97,7 +112,10 @@ class Charge:
         self.limits: AgentLimits | None = None
         self.meter: Meter | None = None  # while it runs and has limits
         self.spent: tuple[int, float, float] | None = None  # of its process, before this code measured it
-        self.exceeded = ""  # the limit for which its process is being ended
+        self.watcher: Watcher | None = None  # while it runs
+        self.own_deadlines: Mapping[str, float] = {}
+        self.cause: Cause | None = None  # for which its process is being ended
+        self.locked_s: float | None = None  # since when its lock is seen held by no runner
         self._log: Log | None = None
         self._where = str(home.agent(name).path)
         self.wanted = Wanted("down")
@@ -151,12 +169,12 @@ class Charge:
     def held(self) -> Held:
         """What other code needs to know of it."""
         spent = None if self.meter is None else self.meter.spent
-        return Held(self._want, self.seen, self.exceeded, spent, self.process)
+        return Held(self._want, self.seen, self.cause, spent, self.process)
 
     def go_on(self, held: Held) -> None:
         """Know what other code knew. What is in its files is read anew."""
         self.met = True  # a `want` that was written meanwhile is somebody asking
-        self._want, self.seen, self.exceeded, self.process = held.want, held.seen, held.exceeded, held.process
+        self._want, self.seen, self.cause, self.process = held.want, held.seen, held.cause, held.process
         self.spent = held.spent
 
     def is_wanted_up(self) -> bool:
@@ -174,6 +192,7 @@ class Charge:
             self.runner = sys.intern(spec.runner)
             self.to_zero = spec.scale == "to-zero"
             self.limits = spec.limits or None
+            self.own_deadlines = liveness.own(spec.options)
             self._digest = _digest(self.agent)
         except NotFound:
             self.absent = True
@@ -257,12 +276,12 @@ class Charge:
             return Exit(code=int(fields[0]))
         return Exit()
 
-    def record_crash(self, process: Process, exit_: Exit, kind: Kind, reason: str, wait_s: float | None) -> None:
+    def record_crash(self, process: Process, exit_: Exit, kind: Kind, wait_s: float | None) -> None:
         """A crash record, and the same in the agent's log. `wait_s` None: no restart is planned."""
         now_us = time.time_ns() // 1000
         error_type, last_error = crashes.last_error(self.agent, process.since, now_us // 1000)
-        if reason:
-            error_type, last_error = "limit" if self.exceeded else "not_ready", reason
+        if self.cause is not None:
+            error_type, last_error = self.cause.error_type, self.cause.text
         stderr = crashes.stderr_tail(self.agent, process.stderr_at)
         record = {
             "ts": rfc3339(now_us),

@@ -22,7 +22,7 @@ from typing import Any
 
 from loom.daemons import surroundings, turnloop
 from loom.daemons.surroundings import WORKSPACE_ENV, agent_env, grant, model_context, read_prompt, tool_dirs
-from loom.daemons.turnloop import Emit, Outcome, Tools
+from loom.daemons.turnloop import Emit, Outcome, Patience, Tools
 from loom.models.base import Model
 from loom.models.registry import open_model
 from loom.proc.stopping import Leaving, Stopping
@@ -56,8 +56,11 @@ class Manner:
     timeout_s: float | None = None
 
 
-def prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools, int | None]:
-    """A model that can be asked, tools that can be called, the model's window. Raises what keeps them from working."""
+def prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools, int | None, Patience]:
+    """A model that can be asked, tools that can be called, the model's window, what a turn bears.
+
+    Raises what keeps them from working.
+    """
     surroundings.check_schema(spec)
     directory = home.agent(spec.name)
     cwd = spec.env.get(WORKSPACE_ENV) or os.getcwd()
@@ -66,7 +69,8 @@ def prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools, int | None]:
     context = model_context(home, {**os.environ, **spec.env}, os.getcwd(), env)
     model = open_model(spec.model, context)
     tokens = surroundings.window(context, model.name, spec.options)
-    return model, grant(spec.tools, tool_dirs(home, directory), env, cwd), tokens
+    tools = grant(spec.tools, tool_dirs(home, directory), env, cwd, surroundings.tool_s(home, spec.options))
+    return model, tools, tokens, surroundings.patience(home, spec.options, context)
 
 
 class Filter:
@@ -77,7 +81,7 @@ class Filter:
 
     def __init__(self, home: Home, place: AgentDir, spec: AgentSpec, prompt: str, message: Message) -> None:
         self.home, self.place, self.spec, self.prompt, self.message = home, place, spec, prompt, message
-        self.model, self.tools, self.window = prepare(home, spec)
+        self.model, self.tools, self.window, self.patience = prepare(home, spec)
         self.thread: threads.Thread | None = None
         self.stem = place.name
         self.left = True
@@ -136,7 +140,7 @@ class Filter:
                 self.log,
                 emit=manner.emit,
                 streaming=manner.streaming,
-                max_steps=surroundings.max_steps(self.spec.options),
+                patience=self.patience,
                 deadline_ms=None if manner.timeout_s is None else int((time.time() + manner.timeout_s) * 1000),
             )
         except Leaving:
@@ -156,7 +160,7 @@ def _stoppable(tools: Tools, stopping: Stopping) -> Tools:
         with stopping.interruptible():
             return run(call)
 
-    return Tools(tools.specs, stoppable)
+    return Tools(tools.specs, stoppable, tools.longest_s)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loom.core.supervision import Seen
-from loom.daemons.charge import Held, Process
+from loom.daemons.charge import Cause, Held, Process
 from loom.spool import locks
 from loom.wire.agent import WANTS
 from loom.wire.jsontext import dumps, loads_object
@@ -56,7 +56,8 @@ def encode(handover: Handover) -> bytes:
         process = None
         if held.process is not None:
             process = {**_plain(held.process), "mark": sorted(held.process.mark)}
-        agents[name] |= {"seen": _plain(held.seen), "process": process}
+        cause = None if held.cause is None else _plain(held.cause)
+        agents[name] |= {"seen": _plain(held.seen), "process": process, "cause": cause}
     return dumps({"v": VERSION, **_plain(handover), "who": handover.who.text(), "agents": agents})
 
 
@@ -77,12 +78,13 @@ def decode(data: bytes) -> Handover:
 
 
 def _held(given: dict[str, Any]) -> Held:
-    seen, process, spent = given.pop("seen"), given.pop("process"), given.pop("spent")
+    seen, process, spent, cause = (given.pop(name) for name in ("seen", "process", "spent", "cause"))
     if process is not None:
         process = Process(**{**process, "mark": frozenset((name, count) for name, count in process["mark"])})
     held = Held(
         seen=Seen(**{**seen, "crashes": tuple(seen["crashes"])}),
         process=process,
+        cause=None if cause is None else Cause(**cause),
         spent=None if spent is None else tuple(spent),
         **given,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ class KeeperWorker:
         deed = self._deeds.get(order.kind)
         if deed is None or not ids.is_goal(message.goal):
             raise BadInput(f"{order.kind!r} is no order for a keeper", kind="bad_order")
+        if message.deadline_ms is not None:  # large trees take their time, and the order says how much there is
+            self.agent.heartbeat.expect(max(0.0, message.deadline_ms / 1000 - time.time()), f"order {order.kind}")
         data = deed(self.agent.home.goal(message.goal), order.payload)
         return Done(f"{order.kind} done", data)
 

@@ -36,6 +36,7 @@ def _run(agent: Agent, argv: Sequence[str], data: bytes, cwd: str, timeout_s: fl
         lines.append(line)
         return f"it printed more than {MAX_LINES} lines" if len(lines) > MAX_LINES else ""
 
+    agent.heartbeat.expect(timeout_s, f"command {argv[0]}")
     env = agent_env(agent.home, agent.spec, agent.dir.path, "")
     try:
         ended = toolchild.run(

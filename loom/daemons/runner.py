@@ -45,15 +45,17 @@ class ChatWorker:
         directory = agent.dir
         workspace = agent.spec.env.get(WORKSPACE_ENV, "")
         env = agent_env(agent.home, agent.spec, directory.path, workspace)
-        self.context = model_context(agent.home, dict(os.environ), str(directory.path), env)
+        self.context = model_context(agent.home, dict(os.environ), str(directory.path), env, agent.heartbeat.beat)
         check_model(agent.spec.model, self.context)
         surroundings.check_schema(agent.spec)
         self.model: Model = open_model(agent.spec.model, self.context)
         self.window = surroundings.window(self.context, self.model.name, agent.spec.options)
-        self.max_steps = surroundings.max_steps(agent.spec.options)
+        self.patience = surroundings.patience(agent.home, agent.spec.options, self.context, agent.heartbeat)
         if agent.spec.unsafe_no_sandbox:
             agent.log.warning("unsafe_no_sandbox", hint="run-shell runs with all rights of this user")
-        self.tools = grant(agent.spec.tools, tool_dirs(agent.home, directory), env, workspace or str(directory.path))
+        tool_s = surroundings.tool_s(agent.home, agent.spec.options)
+        place = workspace or str(directory.path)
+        self.tools = grant(agent.spec.tools, tool_dirs(agent.home, directory), env, place, tool_s)
 
     def work(self, claimed: Claimed, turn: Turn) -> Done:
         agent = self.agent
@@ -79,7 +81,7 @@ class ChatWorker:
                 self.tools,
                 agent.stopping,
                 agent.log,
-                max_steps=self.max_steps,
+                patience=self.patience,
                 deadline_ms=claimed.message.deadline_ms,
             )
         except BaseException:
@@ -100,9 +102,10 @@ class RoleWorker:
         agent, message = self.agent, claimed.message
         order = orders.decode(message.kind, message.data or {})
         env = loom_env(agent.home, agent.dir.name, agent.dir.path, order.workspace, message.goal)
-        context = model_context(agent.home, {**os.environ, **order.env}, order.cwd, env)
+        context = model_context(agent.home, {**os.environ, **order.env}, order.cwd, env, agent.heartbeat.beat)
         model = open_model(order.model, context, role=order.role)
-        tools = grant(order.tools, tool_dirs(agent.home, None), env, order.workspace or str(agent.dir.path))
+        tool_s, place = surroundings.tool_s(agent.home, agent.spec.options), order.workspace or str(agent.dir.path)
+        tools = grant(order.tools, tool_dirs(agent.home, None), env, place, tool_s)
         first = orders.request(order, model.name, list(tools.specs.values()))
         outcome = turnloop.run(
             turn,
@@ -111,6 +114,7 @@ class RoleWorker:
             tools,
             agent.stopping,
             agent.log,
+            patience=surroundings.patience(agent.home, agent.spec.options, context, agent.heartbeat),
             deadline_ms=message.deadline_ms,
             abandoned=lambda: goals.is_over(agent.home, message.goal),
         )

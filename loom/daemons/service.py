@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loom.proc.stopping import Leaving, Stopping
-from loom.spool import agents, blobs, bodies, config, fs, locks, mailbox, ndjson, threads, wake
+from loom.spool import agents, blobs, bodies, config, crashes, fs, locks, mailbox, ndjson, threads, wake
 from loom.spool import home as homes
+from loom.spool.heartbeat import NOBODY, Heartbeat
 from loom.spool.layout import AgentDir, Home
 from loom.spool.logs import Log
 from loom.spool.mailbox import Claimed
 from loom.spool.turns import MAX_DEATHS, Turn
-from loom.wire import exits
+from loom.wire import exits, hang
 from loom.wire import message as wire
 from loom.wire.agent import AgentSpec
 from loom.wire.errors import BadInput, Config, Deadline, Disk, LoomError
@@ -31,6 +32,7 @@ from loom.wire.record import record
 LOOK_EVERY_S = 2.0  # how often a runner without a supervisor looks by itself
 LOOK_ANYWAY_S = 30.0  # and one with a supervisor, in case that nobody can ring it any more,
 LOOK_RARELY_S = 300.0  # twice as long each time, up to this, while nothing comes
+HELD_S = 10.0  # waited for a conversation that somebody else has, before that is said
 READY_FD = "LOOM_READY_FD"
 ALONE_FD = "LOOM_ALONE_FD"
 
@@ -64,6 +66,7 @@ class Agent:
     spec: AgentSpec
     log: Log
     stopping: Stopping
+    heartbeat: Heartbeat = NOBODY
 
 
 class Loop(Protocol):
@@ -107,7 +110,8 @@ def serve_loop(agent_dir: Path, make_loop: Callable[[Agent, locks.Incarnation], 
         with lock:
             me = locks.own_incarnation()
             lock.sign(me)
-            status = _locked(Agent(home, directory, agents.read_spec(directory), log, stopping), make_loop, drain, me)
+            agent = Agent(home, directory, agents.read_spec(directory), log, stopping, Heartbeat(directory))
+            status = _locked(agent, make_loop, drain, me)
             _note_exit(directory, status, me)
             return status
     except LoomError as error:
@@ -238,6 +242,10 @@ class MailboxLoop:
 
     def handle(self, claimed: Claimed) -> None:
         """One message from claim to the end of its life."""
+        self._handle(claimed)
+        self.agent.heartbeat.done()
+
+    def _handle(self, claimed: Claimed) -> None:
         box, stem = self.agent.dir, claimed.stem
         attempt = mailbox.attempts(box, stem)
         todo, reply = mailbox.look(box, box.name, stem, attempt)
@@ -275,11 +283,7 @@ class MailboxLoop:
         turn.open(self.me.boot, self.me.epoch)
         try:
             if turn.deaths >= MAX_DEATHS:
-                raise LoomError(
-                    f"the runner died {turn.deaths} times in a row on this message without getting anywhere",
-                    kind="poison",
-                    hint=f"see {self.agent.dir.crashes}",
-                )
+                raise self._poison(turn.deaths)
             deadline = claimed.message.deadline_ms
             if deadline is not None and time.time() * 1000 > deadline and not turn.steps:
                 raise Deadline("the deadline of this message had passed before work on it began")
@@ -294,6 +298,15 @@ class MailboxLoop:
         finally:
             if done.thread is not None:
                 done.thread.close()
+
+    def _poison(self, deaths: int) -> LoomError:
+        last = crashes.newest(self.agent.dir) or {}
+        because = f"; the last time: {last['last_error']}" if last.get("last_error") else ""
+        return LoomError(
+            f"the runner died {deaths} times in a row on this message without getting anywhere{because}",
+            kind="poison",
+            hint=f"see {self.agent.dir.crashes}",
+        )
 
     def _signed(self, claimed: Claimed, data: Mapping[str, Any] | None, began_us: int) -> dict[str, Any]:
         """The reply's `data`; the answer to an order says which process worked on it, and when."""
@@ -410,10 +423,17 @@ def _release_if_possible(turn: Turn) -> None:
 
 def wait_for_thread(agent: Agent, name: str) -> threads.Thread:
     """Hold a conversation; another process holds it for the length of one turn at most."""
+    began = time.monotonic()
     while True:
         thread = threads.hold(agent.dir, name)
+        waited_s = time.monotonic() - began
         if thread is not None:
+            if waited_s > HELD_S:
+                agent.heartbeat.done()
             return thread
+        if waited_s > HELD_S:
+            agent.heartbeat.why(hang.line("thread_held", f"another process has the conversation {name}; waiting"))
+        agent.heartbeat.beat()
         with agent.stopping.interruptible():
             agent.stopping.wait(0.2)
 

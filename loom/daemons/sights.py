@@ -14,6 +14,7 @@ from loom.wire.record import field, record
 _HERE = Home(Path())
 _AGENT = _HERE.agent("a")
 _DECIDING = (_AGENT.want.name, _AGENT.spec.name, _AGENT.prompt.name)
+_STIRRING = (_AGENT.status.name, _AGENT.heartbeat.name)
 _SETTINGS = (_HERE.config.name, _HERE.secrets.name, _HERE.routes.name)
 _AGENTS, _PIPES, _HOME, _SECRETS = ("agents", ""), ("agents", "pipes"), ("home", ""), ("secrets", "")
 
@@ -24,7 +25,7 @@ class News:
 
     agents    names in agents/ that came or went
     changed   agents whose files are to be read again
-    stirred   agents that wrote their status
+    stirred   agents that wrote their status, or what they are about to do
     mail      names that arrived in an agent's inbox
     """
 
@@ -91,7 +92,7 @@ class Sights:
         elif kind == "agent":
             if name in _DECIDING:
                 news.changed.add(agent)
-            elif name == _AGENT.status.name:
+            elif name in _STIRRING:
                 news.stirred.add(agent)
             elif name == _AGENT.inbox.name:
                 news.everywhere = True

@@ -6,15 +6,16 @@ filters have none; the supervisor has it in memory before it forks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from loom.core import turn
-from loom.daemons.turnloop import Tools
-from loom.models.base import ModelContext
+from loom.daemons.turnloop import Patience, Tools
+from loom.models.base import ModelContext, Timeouts, not_told
 from loom.roles.chat import Asked
 from loom.spool import blobs, bodies, config, fs, secrets
+from loom.spool.heartbeat import NOBODY, Heartbeat
 from loom.spool.layout import AgentDir, Home, programs_dir
 from loom.wire import settings
 from loom.wire.agent import AgentSpec
@@ -24,13 +25,24 @@ from loom.wire.message import Message
 
 UNSAFE_ENV = "LOOM_UNSAFE_NO_SANDBOX"
 WORKSPACE_ENV = "LOOM_WORKSPACE"
-TOOL_TIMEOUT_S = 300.0
 CONTEXT_TOKENS = "context_tokens"
 MAX_STEPS = "max_steps"
+TOOL_S = "tool_s"
+ARTIFACT_STEPS = "artifact_steps"
+_OURS = (CONTEXT_TOKENS, MAX_STEPS, TOOL_S, ARTIFACT_STEPS, "respond_s", "claim_s")  # the last two: core/liveness.py
 
 
-def model_context(home: Home, env: Mapping[str, str], cwd: str, extra_env: Mapping[str, str]) -> ModelContext:
-    """What models may know, from config.yml, the stored secrets and this environment. Raises Config."""
+def model_context(
+    home: Home,
+    env: Mapping[str, str],
+    cwd: str,
+    extra_env: Mapping[str, str],
+    heard: Callable[[], None] = not_told,
+) -> ModelContext:
+    """What models may know, from config.yml, the stored secrets and this environment. Raises Config.
+
+    heard   called for each piece that comes from a model
+    """
     loaded = config.load(home, env)
     return ModelContext(
         env=env,
@@ -42,6 +54,13 @@ def model_context(home: Home, env: Mapping[str, str], cwd: str, extra_env: Mappi
         blob=lambda digest: _blob(home, digest),
         blob_path=lambda digest: str(blobs.path_of(home.blobs, digest)),
         enclose=_enclose,
+        timeouts=Timeouts(
+            first_byte_s=loaded["liveness.first_byte"],
+            idle_s=loaded["liveness.silence"],
+            keepalive_s=loaded["liveness.keepalive"],
+            program_s=loaded["liveness.program"],
+        ),
+        heard=heard,
     )
 
 
@@ -68,11 +87,6 @@ def window(context: ModelContext, model: str, options: Mapping[str, Any]) -> int
     return None if provider is None else provider.context
 
 
-def max_steps(options: Mapping[str, Any]) -> int:
-    """How often the model may be asked for one message. Raises Config."""
-    return _count(options, MAX_STEPS, "steps") or turn.MAX_STEPS
-
-
 def _count(options: Mapping[str, Any], name: str, what: str) -> int | None:
     count = options.get(name)
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
@@ -82,7 +96,26 @@ def _count(options: Mapping[str, Any], name: str, what: str) -> int | None:
 
 def sampling(options: Mapping[str, Any]) -> dict[str, Any]:
     """An agent's options without those that are meant for us."""
-    return {name: value for name, value in options.items() if name not in (CONTEXT_TOKENS, MAX_STEPS)}
+    return {name: value for name, value in options.items() if name not in _OURS}
+
+
+def tool_s(home: Home, options: Mapping[str, Any]) -> float:
+    """How long a tool call may take: what the agent's options say, else the setting. Raises Config."""
+    given = options.get(TOOL_S)
+    if given is None:
+        return float(config.load(home, {})["liveness.tool"])
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < 1e9:
+        raise Config(f"option {TOOL_S} is {given!r:.40}, expected a number of seconds")
+    return float(given)
+
+
+def patience(home: Home, options: Mapping[str, Any], context: ModelContext, heartbeat: Heartbeat = NOBODY) -> Patience:
+    """What a turn bears: what the agent's options say, else the settings. Raises Config."""
+    steps = 0 if options.get(ARTIFACT_STEPS) == 0 else _count(options, ARTIFACT_STEPS, "steps")
+    if steps is None:
+        steps = int(config.load(home, {})["liveness.artifact_steps"])
+    most = _count(options, MAX_STEPS, "steps") or turn.MAX_STEPS
+    return Patience(most, steps, context.timeouts.longest_s, heartbeat)
 
 
 def check_schema(spec: AgentSpec) -> None:
@@ -135,14 +168,15 @@ def tool_dirs(home: Home, agent: AgentDir | None) -> list[Path]:
     return [*own, home.tools, programs_dir("tools")]
 
 
-def grant(
-    names: tuple[str, ...], dirs: list[Path], env: Mapping[str, str], cwd: str, timeout_s: float = TOOL_TIMEOUT_S
-) -> Tools:
-    """The tools of these names, ready to be called. Raises NotFound, Config or Usage naming an unusable one."""
+def grant(names: tuple[str, ...], dirs: list[Path], env: Mapping[str, str], cwd: str, timeout_s: float) -> Tools:
+    """The tools of these names, ready to be called. Raises NotFound, Config or Usage naming an unusable one.
+
+    timeout_s   how long one call may take
+    """
     if not names:
         return Tools()
     from loom.core import schema
-    from loom.proc import toolbox, toolcall
+    from loom.proc import toolbox, toolcall, toolchild
 
     found = toolbox.find_tools(names, dirs)
 
@@ -156,11 +190,12 @@ def grant(
         if tool.spec.writes:
             _sync(Path(cwd))
         if result.status == "ok":
-            return {"status": "ok", "result": result.result}
+            return {"status": "ok", "result": result.result, **({"warning": result.warning} if result.warning else {})}
         later = {} if result.retry_after_s is None else {"retry_after": result.retry_after_s}
         return {"status": "error", "error": result.error, **later}
 
-    return Tools({name: tool.spec for name, tool in found.items()}, run)
+    # One that somebody else kills is started again, each time with all its time.
+    return Tools({name: tool.spec for name, tool in found.items()}, run, toolchild.MAX_STARTS * timeout_s)
 
 
 def _sync(workspace: Path) -> None:

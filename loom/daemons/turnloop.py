@@ -12,23 +12,50 @@ from typing import Any
 from loom.core import turn as core
 from loom.models.base import Model
 from loom.proc.stopping import OutOfTime, Stopping, Unwanted
+from loom.spool.heartbeat import Heartbeat
 from loom.spool.logs import Log
 from loom.spool.turns import Turn
 from loom.wire.chat import ChatReply, ChatRequest, Notice, TextDelta, ToolCall, ToolSpec, Usage, usage_to_json
 from loom.wire.errors import BadInput, Deadline, LoomError, TryLater, Unavailable, WorkFailed
 from loom.wire.record import field, record
 
-_FAILURES = ("refusal", "no_progress", "step_limit", "repetition")  # of the work; others are of the request
+_FAILURES = (
+    "refusal",
+    "repeats",
+    "alternates",
+    "no_artifact",
+    "step_limit",
+    "repetition",
+)  # of the work; others are of the request
 
 Emit = Callable[[dict[str, Any]], None]
 
 
 @record
 class Tools:
-    """The granted tools and how one call of them is made: (call) -> {"status": …}; raises OSError or Disk only."""
+    """The granted tools and how one call of them is made: (call) -> {"status": …}; raises OSError or Disk only.
+
+    longest_s   after so many seconds a call is over, whatever the tool does
+    """
 
     specs: Mapping[str, ToolSpec] = field(default_factory=dict)
     run: Callable[[ToolCall], Mapping[str, Any]] | None = None
+    longest_s: float = 0.0
+
+
+@record
+class Patience:
+    """How long a turn is borne, and who is shown that it goes on.
+
+    max_steps        how often the model may be asked
+    artifact_steps   steps without a new result: see loom.core.turn.decide
+    model_s          for so long at most a model gives no sign
+    """
+
+    max_steps: int = core.MAX_STEPS
+    artifact_steps: int = core.ARTIFACT_STEPS
+    model_s: float = 0.0
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
 
 @record
@@ -51,7 +78,7 @@ def run(
     *,
     emit: Emit = lambda event: None,
     streaming: bool = False,
-    max_steps: int = core.MAX_STEPS,
+    patience: Patience | None = None,
     deadline_ms: int | None = None,
     abandoned: Callable[[], bool] | None = None,
 ) -> Outcome:
@@ -59,14 +86,14 @@ def run(
 
     emit       gets {"event": "text"|"tool_call"|"tool_result"|"usage"|"asked_again"|"retry"|"notice", …}
     abandoned  whether nobody waits for the answer any longer; asked before each step, and while a model is at it
-    max_steps  how often the model may be asked
     streaming  text is shown as it comes, so a request that broke after its first words is not sent again
     Raises LoomError when there will be no answer, proc.stopping.Leaving when asked to leave (all is recorded),
     OSError when the disk refuses.
     """
     try:
         with stopping.limit(None if deadline_ms is None else deadline_ms / 1000 - time.time(), abandoned):
-            return _run(turn, first, model, tools, stopping, log, emit, streaming, max_steps, deadline_ms)
+            bears = patience or Patience()
+            return _run(turn, first, model, tools, stopping, log, emit, streaming, bears, deadline_ms)
     except OutOfTime:
         raise Deadline("the deadline has passed", hint="what was done is recorded") from None
     except Unwanted:
@@ -82,11 +109,12 @@ def _run(
     log: Log,
     emit: Emit,
     streaming: bool,
-    max_steps: int,
+    bears: Patience,
     deadline_ms: int | None,
 ) -> Outcome:
+    heartbeat = bears.heartbeat
     while True:
-        action = core.decide(turn.steps, first, tools.specs, max_steps)
+        action = core.decide(turn.steps, first, tools.specs, bears.max_steps, bears.artifact_steps)
         if not isinstance(action, core.Answer | core.Stop):  # what is decided already needs no more time
             stopping.check()
         match action:
@@ -94,9 +122,12 @@ def _run(
                 if why:
                     log.warning("asked_again", why=why)
                     emit({"event": "asked_again", "why": why})
+                    _hung(heartbeat, why)
                 if not recorded:
                     turn.request(request)
-                reply = _ask(model, request, len(turn.steps), stopping, log, emit, streaming, deadline_ms)
+                if not model.name.startswith("builtin/"):  # those have no far side that could be silent
+                    heartbeat.expect(bears.model_s, f"model {model.name}")
+                reply = _ask(model, request, len(turn.steps), stopping, log, emit, streaming, deadline_ms, heartbeat)
                 turn.reply(reply)
                 log.info(
                     "model_reply",
@@ -113,8 +144,10 @@ def _run(
                 if not again:
                     turn.intent(call)
                 assert tools.run is not None
+                heartbeat.expect(tools.longest_s, f"tool {call.name}")
                 started = time.monotonic()
                 result = tools.run(call)
+                _hung(heartbeat, str(result.get("error") or result.get("warning") or ""))
                 _record(turn, call, result, log, emit, time.monotonic() - started)
             case core.Report(call, error):
                 emit({"event": "tool_call", "id": call.id, "name": call.name, "input": call.input})
@@ -126,6 +159,15 @@ def _run(
                 return Outcome(text, _usage(turn), len(turn.steps), _failed_calls(turn))
 
 
+def _hung(heartbeat: Heartbeat, reason: str) -> None:
+    """Show a reason that names a hang."""
+    if reason:
+        from loom.wire import hang  # here, because most turns meet none
+
+        if hang.shape_of(reason):
+            heartbeat.why(reason)
+
+
 def _record(turn: Turn, call: ToolCall, result: Mapping[str, Any], log: Log, emit: Emit, took_s: float) -> None:
     turn.result(call.id, result)
     status = result.get("status")
@@ -135,6 +177,7 @@ def _record(turn: Turn, call: ToolCall, result: Mapping[str, Any], log: Log, emi
         status=status,
         ms=round(took_s * 1000, 1),
         **({"error": result.get("error")} if status != "ok" else {}),
+        **({"warning": result["warning"]} if "warning" in result else {}),
     )
     emit({"event": "tool_result", "id": call.id, "name": call.name, **result})
 
@@ -148,6 +191,7 @@ def _ask(
     emit: Emit,
     streaming: bool,
     deadline_ms: int | None,
+    heartbeat: Heartbeat,
 ) -> ChatReply:
     """One whole answer, asked for up to five times as long as the errors are passing ones."""
     for tries in range(1, core.MAX_TRIES + 1):
@@ -168,11 +212,13 @@ def _ask(
             log.warning(
                 "model_error", model=model.name, error_type=error.kind, error=str(error), tries=tries, wait_s=wait_s
             )
+            _hung(heartbeat, f"{error.kind}: {error}; tried {tries} of {core.MAX_TRIES} times")
             if wait_s is None or (streaming and shown) or _past(deadline_ms, wait_s):
                 raise
             emit({"event": "retry", "error": error.line(), "wait_s": wait_s})
         with stopping.interruptible():
             stopping.wait(wait_s)
+        heartbeat.beat()
     raise AssertionError("retry_wait_s gives up before the tries run out")
 
 

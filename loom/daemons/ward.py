@@ -14,19 +14,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from loom.core import liveness
 from loom.core import supervision as core
+from loom.core.liveness import Deadlines, Hang
 from loom.core.supervision import GiveUp, Kill, Limits, Start, Stop
 from loom.daemons import programs
-from loom.daemons.charge import Charge, Held, Process, exit_text, shared_token
+from loom.daemons.charge import Cause, Charge, Held, Process, exit_text, shared_token
 from loom.daemons.incarnations import Incarnations, Prepared, age_s
 from loom.daemons.meter import Meter
-from loom.spool import agents, fs, locks, wake
+from loom.daemons.watcher import Watcher
+from loom.proc import pidfd
+from loom.spool import agents, config, fs, heartbeat, locks, wake
 from loom.spool.home import disk_error
 from loom.spool.layout import Home
-from loom.wire import exits, ids
-from loom.wire.errors import Config, NotFound
+from loom.wire import exits, ids, settings
+from loom.wire.errors import Config, LoomError, NotFound
+from loom.wire.hang import line
 
 TROUBLE_S = 5.0  # an agent for which something failed (no space, no processes) is looked at again after this time
 _LOCKED_S = 1.0  # somebody holds an agent's lock for a moment (retry, fsck): no runner
@@ -60,6 +65,8 @@ class Ward:
         self._loop = loop
         self._shared = shared_token(home)
         self._starting: dict[str, Prepared] = {}  # those whom the next launch() starts
+        self._settings: Mapping[str, Any] = settings.defaults()
+        self._read_settings()
         self._ending: set[str] = set()  # agents whose process has ended and could not be taken leave of yet
 
     # -- who is there --------------------------------------------------------------------------------------------
@@ -99,12 +106,14 @@ class Ward:
             charge = self.charges.get(name)
             if charge is not None and charge.inbox_changed() and charge.process is not None:
                 wake.ring(self._home.wake_fifo(name))
+                self._has_work(charge)
         return names
 
     def settings_changed(self) -> None:
         if (shared := shared_token(self._home)) != self._shared:
             self._shared = shared
             programs.warm(self._home)
+            self._read_settings()
             self.unhurried.update(dict.fromkeys(self.charges))
 
     def pids(self) -> list[int]:
@@ -178,9 +187,11 @@ class Ward:
     def _conclude(self, charge: Charge, now: float) -> bool:
         """What is shown, and when to look again. False: there is no such agent any more."""
         self._measure(charge, now)
+        self._watch(charge, now)
         charge.show(core.status_of(self._wanted(charge), charge.seen))
         meter_s = None if charge.meter is None else charge.meter.due_s
-        times = (core.due_s(self._wanted(charge), charge.seen, self.limits), charge.recheck_s, meter_s)
+        watch_s = None if charge.watcher is None or math.isinf(charge.watcher.due_s) else charge.watcher.due_s
+        times = (core.due_s(self._wanted(charge), charge.seen, self.limits), charge.recheck_s, meter_s, watch_s)
         if (due := min((t for t in times if t is not None), default=None)) is not None:
             self.due[charge.name] = due
         if charge.absent and charge.process is None and not charge.agent.path.is_dir():
@@ -192,7 +203,7 @@ class Ward:
     def _measure(self, charge: Charge, now: float) -> None:
         """Hold a running agent to its limits: whoever exceeds one is ended with all that it has started."""
         process = charge.process
-        if process is None or charge.limits is None or charge.exceeded:
+        if process is None or charge.limits is None or charge.cause is not None:
             charge.meter = None
             return
         if charge.meter is None or charge.meter.limits != charge.limits:
@@ -200,17 +211,74 @@ class Ward:
             charge.spent = None
         if charge.meter.due_s > now or not (text := charge.meter.look(now)):
             return
-        charge.exceeded, charge.meter = text, None
-        count = self._hands.kill(charge, process)
+        charge.meter = None
+        self._end(charge, Cause("limit", text, f"ask for less, or raise the limit in {charge.agent.spec}"), now)
+
+    def _end(self, charge: Charge, cause: Cause, now: float) -> None:
+        assert charge.process is not None
+        charge.cause = cause
+        count = self._hands.kill(charge, charge.process)
         charge.seen = core.killed(charge.seen, now)
-        self._loop.say("warning", "killed", agent=charge.name, reason=text, processes=count)
+        self._loop.say("warning", "killed", agent=charge.name, reason=cause.text, processes=count)
+
+    def _watch(self, charge: Charge, now: float) -> None:
+        """See whether a running agent gets on, and do what its hang asks for."""
+        process = charge.process
+        if process is None or charge.cause is not None:
+            charge.watcher = None
+            return
+        deadlines = self._deadlines(charge)
+        if charge.watcher is None:
+            own = charge.runner in self._table
+            charge.watcher = Watcher(charge.agent, process.pid, now, deadlines, own=own)
+        if charge.watcher.due_s > now or (hang := charge.watcher.look(now, deadlines)) is None:
+            return
+        if charge.watcher.is_news(hang):
+            self._tell_hang(charge, hang)
+        match hang.action:
+            case "restart":
+                self._end(charge, Cause(hang.shape, hang.why), now)
+            case "dead letter":
+                hint = f"send it again, or give it longer: option claim_s in {charge.agent.spec}"
+                self._end(charge, Cause(hang.shape, hang.why, hint), now)
+            case "nudge" if hang.shape == "stopped":
+                pidfd.send(process.pidfd, signal.SIGCONT)
+            case "nudge":
+                wake.ring(self._home.wake_fifo(charge.name))
+
+    def _tell_hang(self, charge: Charge, hang: Hang) -> None:
+        heartbeat.say(charge.agent, hang.why)
+        charge.log.warning("hung", shape=hang.shape, action=hang.action, error=hang.why)
+        charge.log.close()
+        self._loop.say("warning", "hung", agent=charge.name, shape=hang.shape, action=hang.action, why=hang.why)
+
+    def _deadlines(self, charge: Charge) -> Deadlines:
+        if not charge.own_deadlines:
+            return self._usual
+        return liveness.deadlines(self._settings, charge.own_deadlines)
+
+    def _read_settings(self) -> None:
+        """Deadlines are those of the last config.yml that could be read."""
+        try:
+            self._settings = config.load(self._home, {}).values
+        except (LoomError, OSError):
+            pass  # the runners say what is wrong with it
+        self._usual = liveness.deadlines(self._settings, {})
 
     def stirred(self, name: str) -> None:
         """It wrote its status: it begins or ends something."""
         charge = self.charges.get(name)
-        if charge is not None and charge.meter is not None:
+        if charge is None:
+            return
+        if charge.meter is not None:
             charge.meter.hurry(time.monotonic())
             self.due[name] = min(self.due.get(name, math.inf), charge.meter.due_s)
+        self._has_work(charge)
+
+    def _has_work(self, charge: Charge) -> None:
+        if charge.watcher is not None:
+            charge.watcher.stir(time.monotonic(), self._deadlines(charge))
+            self.due[charge.name] = min(self.due.get(charge.name, math.inf), charge.watcher.due_s)
 
     def _wanted(self, charge: Charge) -> core.Wanted:
         return replace(charge.wanted, want="down") if self.leaving else charge.wanted
@@ -247,7 +315,9 @@ class Ward:
             return
         if locks.is_held(charge.agent.lock):
             charge.seen = core.postponed(charge.seen, now, _LOCKED_S)
+            self._see_locked(charge, now)
             return
+        self._see_unlocked(charge)
         charge.show("pending")
         try:
             if charge.seen.last == "later":  # it left for want of something; started into the same it would leave again
@@ -282,6 +352,22 @@ class Ward:
         charge.seen = core.postponed(charge.seen, now, TROUBLE_S)
         charge.hinder(disk_error(error, f"{charge.name} cannot be started", self._home.path))
 
+    def _see_locked(self, charge: Charge, now: float) -> None:
+        """Somebody who is no runner of it has its lock. For a moment that is in order: retry, fsck."""
+        if charge.locked_s is None:
+            charge.locked_s = now
+        elif now - charge.locked_s >= self._usual.lock_s:
+            charge.locked_s = math.inf  # told once
+            pid = locks.taken_by(charge.agent.lock)
+            by = "another process" if pid is None else f"process {pid}, which is no runner of it,"
+            why = f"{by} holds {charge.agent.lock}; it cannot be started before that ends"
+            self._tell_hang(charge, Hang("lock_held", line("lock_held", why)))
+
+    def _see_unlocked(self, charge: Charge) -> None:
+        if charge.locked_s == math.inf:
+            heartbeat.clear(charge.agent)
+        charge.locked_s = None
+
     def _adopt(self, charge: Charge) -> bool:
         process = self._hands.adopt(charge)
         if process is None:
@@ -300,7 +386,9 @@ class Ward:
         if charge.process is None:
             charge.seen = core.arrived(charge.seen)
             self.dirty.add(charge.name)
-        elif any(_is_there(charge.agent.inbox / name) for name in arrived):
+            return
+        self._has_work(charge)
+        if any(_is_there(charge.agent.inbox / name) for name in arrived):
             wake.ring(self._home.wake_fifo(charge.name))
 
     def _heard(self, charge: Charge) -> None:
@@ -352,20 +440,18 @@ class Ward:
         charge.show_ended(process, exit_)
         if kind in ("crash", "config"):
             due = core.due_s(wanted, charge.seen, self.limits)
-            reason = charge.exceeded
-            if before.kill_s is not None and not reason:
-                reason = f"not ready within {self.limits.ready_s:g} s"
+            if before.kill_s is not None and charge.cause is None:
+                charge.cause = Cause("not_ready", f"not ready within {self.limits.ready_s:g} s")
             try:
-                charge.record_crash(process, exit_, kind, reason, None if due is None else max(0.0, due - now))
+                charge.record_crash(process, exit_, kind, None if due is None else max(0.0, due - now))
             except OSError as error:
                 self._loop.say("error", "no_crash_record", agent=charge.name, error=str(error))
-        charge.exceeded = ""
+        charge.cause = charge.watcher = None
 
     def _fail_message_at_fault(self, charge: Charge, exit_: core.Exit) -> bool:
-        """Whether what it had claimed was failed for how it ended: it refused it, or exceeded a limit over it."""
-        if charge.exceeded:
-            hint = f"ask for less, or raise the limit in {charge.agent.spec}"
-            return bool(charge.fail_claimed("limit", charge.exceeded, hint))
+        """Whether what it had claimed was failed for how it ended: it refused it, or exceeded a limit or a deadline."""
+        if (cause := charge.cause) is not None and cause.hint:
+            return bool(charge.fail_claimed(cause.error_type, cause.text, cause.hint))
         if exit_.code != exits.BAD_INPUT:
             return False
         text = f"{charge.name} refused this message (exit status {exits.BAD_INPUT})"

@@ -10,16 +10,16 @@ Source: the provider's reference of POST /v1/messages, version 2023-06-01.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from loom.models.anthropic_answer import DIALECT, Answer
-from loom.models.base import Blob, no_blobs
+from loom.models.base import Blob, ModelContext, Timeouts, no_blobs, not_told
 from loom.models.classify import Endpoint
-from loom.models.dialect import ServerModel, read_events
+from loom.models.dialect import ServerModel
 from loom.models.proxies import Proxy
-from loom.models.transport import DEFAULT, Timeouts
+from loom.models.transport import DEFAULT
 from loom.wire import errors
 from loom.wire.chat import ChatMessage, ChatRequest, Chunk
 
@@ -33,9 +33,14 @@ class AnthropicModel(ServerModel):
     """One model at one server of this dialect."""
 
     def __init__(
-        self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
+        self,
+        endpoint: Endpoint,
+        timeouts: Timeouts = DEFAULT,
+        blob: Blob = no_blobs,
+        proxy: Proxy | None = None,
+        heard: Callable[[], None] = not_told,
     ) -> None:
-        super().__init__(endpoint, timeouts, blob, proxy)
+        super().__init__(endpoint, timeouts, blob, proxy, heard)
         base = endpoint.base_url.rstrip("/")
         self._url = base + ("/messages" if base.endswith("/v1") else "/v1/messages")
         self._max_tokens = MAX_TOKENS
@@ -71,7 +76,7 @@ class AnthropicModel(ServerModel):
 
     def _ask(self, request: ChatRequest) -> Generator[Chunk, None, None]:
         answer = Answer(self._endpoint, request)
-        yield from self._post(self._url, self._headers(), self._body(request), lambda r: read_events(r, answer))
+        yield from self._post(self._url, self._headers(), self._body(request), lambda r: self._events(r, answer))
         yield answer.reply()
 
     def _headers(self) -> dict[str, str]:
@@ -137,6 +142,6 @@ class AnthropicModel(ServerModel):
         return blocks
 
 
-def open_model(endpoint: Endpoint, blob: Blob, proxy: Proxy | None) -> AnthropicModel:
+def open_model(endpoint: Endpoint, context: ModelContext, proxy: Proxy | None) -> AnthropicModel:
     """The registry's way in."""
-    return AnthropicModel(endpoint, blob=blob, proxy=proxy)
+    return AnthropicModel(endpoint, context.timeouts, context.blob, proxy, context.heard)

@@ -51,6 +51,34 @@ def _not_enclosed() -> None:
     pass
 
 
+def not_told() -> None:
+    """For whoever does not ask to be told of each piece that comes."""
+
+
+@record
+class Timeouts:
+    """How much silence is too much, in seconds. The head of the answer and its first byte each have `first_byte_s`.
+
+    idle_s       between two pieces of an answer, and for a request that is not read
+    keepalive_s  in which a server says nothing but that it is still there
+    program_s    for the whole answer of a program, which may print it at its end
+    kept_s       how long a connection without a request is fit for another one: longer than a step of a turn, shorter
+                 than most servers and routers keep one that is silent
+    """
+
+    connect_s: float = 10.0
+    first_byte_s: float = 120.0
+    idle_s: float = 60.0
+    kept_s: float = 30.0
+    keepalive_s: float = 600.0
+    program_s: float = 600.0
+
+    @property
+    def longest_s(self) -> float:
+        """For how long a model may give no sign at all."""
+        return max(self.connect_s, self.first_byte_s, self.idle_s, self.program_s)
+
+
 @record
 class ModelContext:
     """What a model may know of the world around it.
@@ -64,6 +92,8 @@ class ModelContext:
     blob              the bytes of a picture by its digest; raises BadInput when they are lost
     enclose           called in the child that becomes an exec/ program: what it starts shall not outlive it
     blob_path         where these bytes lie, for programs; '' when that is not known
+    timeouts          how much silence is too much
+    heard             called for each piece that comes from a model, also where it holds no text
     """
 
     env: Mapping[str, str]
@@ -75,3 +105,5 @@ class ModelContext:
     blob: Blob = no_blobs
     blob_path: Callable[[str], str] = _no_path
     enclose: Callable[[], None] = _not_enclosed
+    timeouts: Timeouts = Timeouts()
+    heard: Callable[[], None] = not_told

@@ -61,13 +61,13 @@ _PHASES: dict[Phase, tuple[str, str]] = {
 }
 
 
-def unreachable(phase: Phase, host: str, detail: str, hint: str = "") -> errors.Unavailable:
-    """A connection failed. `hint` replaces the general one when nobody answered at all."""
+def unreachable(phase: Phase, host: str, detail: str, hint: str = "", kind: str = "") -> errors.Unavailable:
+    """A connection failed. `hint` replaces the general one when nobody answered at all; `kind` names a hang."""
     tried, check = _PHASES[phase]
     text = f"{tried.format(host=host)}: {clean(detail) or 'no reason given'}"
     if phase in ("body", "idle"):
-        return errors.BrokenStream(text, hint=check)
-    return errors.Unavailable(text, hint=hint if hint and phase in ("resolve", "connect") else check)
+        return errors.BrokenStream(text, hint=check, kind=kind)
+    return errors.Unavailable(text, hint=hint if hint and phase in ("resolve", "connect") else check, kind=kind)
 
 
 def is_transient(error: errors.LoomError) -> bool:
@@ -133,7 +133,8 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 
 def _number(value: str) -> float | None:
-    return float(value) if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", value.strip(), re.ASCII) else None
+    value = value.strip()  # of more than float() itself would take off
+    return float(value) if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", value, re.ASCII) else None
 
 
 def _until(value: str, now_s: float) -> float | None:

@@ -1,7 +1,7 @@
 """A new connection to a model server: TCP, the proxy's tunnel, TLS. What goes over it is loom.models.transport's.
 
-A peer that has vanished without a word (a half-open connection) is found by the kernel's probes within a minute of
-silence, also while a slow model is waited for.
+A peer that has vanished without a word (a half-open connection) is found by the kernel's probes within half of the
+silence that is allowed, a minute at most, also while a slow model is waited for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult
 
 from loom.models import http1
+from loom.models.base import Timeouts
 from loom.models.classify import clean, unreachable
 from loom.models.proxies import Proxy
 from loom.wire import errors
@@ -18,17 +19,17 @@ from loom.wire import errors
 if TYPE_CHECKING:
     import ssl
 
-# Seconds of silence before the first probe, between probes, and probes without an answer until it counts as dead.
-_PROBES = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+_PROBES = 3  # without an answer, and the peer counts as gone
 
 
 def connect(
-    parts: SplitResult, proxy: Proxy | None, timeout_s: float, hint: str, context: ssl.SSLContext | None
+    parts: SplitResult, proxy: Proxy | None, timeouts: Timeouts, hint: str, context: ssl.SSLContext | None
 ) -> socket.socket:
     """A socket on which the server can be asked. `context` is given for https and only then.
 
-    Raises Unavailable, Config where the proxy refuses us. Each step of it may take `timeout_s`.
+    Raises Unavailable, Config where the proxy refuses us. Each step of it may take `timeouts.connect_s`.
     """
+    timeout_s = timeouts.connect_s
     port = parts.port or (443 if context is not None else 80)
     host = parts.hostname or ""
     if proxy is None:
@@ -36,6 +37,7 @@ def connect(
     else:
         sock = _dial(proxy.host, proxy.port, f"the proxy {proxy.where}", timeout_s, f"check {proxy.variable}")
     try:
+        _probe(sock, timeouts)
         if proxy is not None and context is not None:
             _tunnel(sock, proxy, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", timeout_s)
         return sock if context is None else _secured(sock, context, parts)
@@ -74,11 +76,17 @@ def _dial(host: str, port: int, where: str, timeout_s: float, hint: str) -> sock
         errors.raise_lack(error, f"cannot connect to {where}")
         raise unreachable("connect", where, error.strerror or str(error), hint) from None
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _probe(sock: socket.socket, timeouts: Timeouts) -> None:
+    """Have the kernel ask a silent peer whether it is there: a quarter of our patience later, and soon again."""
+    patience_s = timeouts.first_byte_s
+    first_s, next_s = max(1, min(30, int(patience_s / 4))), max(1, min(10, int(patience_s / 12)))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _PROBES:
+    for name, value in (("TCP_KEEPIDLE", first_s), ("TCP_KEEPINTVL", next_s), ("TCP_KEEPCNT", _PROBES)):
         if hasattr(socket, name):  # macOS calls them otherwise; there the probes of the system have to do
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return sock
 
 
 def _tunnel(sock: socket.socket, proxy: Proxy, target: str, timeout_s: float) -> None:

@@ -10,27 +10,34 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from loom.models import classify
-from loom.models.base import Blob, no_blobs
+from loom.models.base import Blob, Timeouts, no_blobs, not_told
 from loom.models.classify import Endpoint
 from loom.models.proxies import Proxy
 from loom.models.sse import SseEvent, SseParser
-from loom.models.transport import DEFAULT, Client, Response, Timeouts
+from loom.models.transport import DEFAULT, Client, Response
 from loom.wire import errors, jsontext
 from loom.wire.chat import TextDelta, ToolSpec
 
 _ERROR_BODY_BYTES = 1 << 16
+_PING = "ping"  # the event by which a server says that it is still there; others send comments
 
 
 class ServerModel:
     """One model at one server. A connection is kept for the next request."""
 
     def __init__(
-        self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
+        self,
+        endpoint: Endpoint,
+        timeouts: Timeouts = DEFAULT,
+        blob: Blob = no_blobs,
+        proxy: Proxy | None = None,
+        heard: Callable[[], None] = not_told,
     ) -> None:
         self.name = endpoint.name
         self._endpoint = endpoint
         self._blob = blob
-        self._client = Client(timeouts, proxy)
+        self._keepalive_s = timeouts.keepalive_s
+        self._client = Client(timeouts, proxy, heard)
 
     def _post(
         self,
@@ -55,6 +62,9 @@ class ServerModel:
             refused = classify.http_error(self._endpoint, response.status, response.headers, said, time.time())
         raise refused  # here, so that the connection is kept
 
+    def _events(self, response: Response, answer: Answer) -> Iterator[TextDelta]:
+        return read_events(response, answer, self._keepalive_s)
+
     def _bearer(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._endpoint.key}"} if self._endpoint.key else {}
 
@@ -77,10 +87,13 @@ class Answer(Protocol):
     def add_whole(self, body: bytes) -> Iterator[str]: ...
 
 
-def read_events(response: Response, answer: Answer) -> Iterator[TextDelta]:
-    """The answer's text as it comes. Raises BrokenStream when it breaks off before its end."""
+def read_events(response: Response, answer: Answer, keepalive_s: float) -> Iterator[TextDelta]:
+    """The answer's text as it comes. Raises BrokenStream when it breaks off before its end.
+
+    keepalive_s   so long a server may say nothing but that it is still there
+    """
     try:
-        for text in _texts(response, answer):
+        for text in _texts(response, answer, keepalive_s):
             yield TextDelta(text)
     except errors.BrokenStream:
         if not answer.complete:
@@ -88,16 +101,22 @@ def read_events(response: Response, answer: Answer) -> Iterator[TextDelta]:
         # All that was said is here; only the end of the stream, or the token counts, were still to come.
 
 
-def _texts(response: Response, answer: Answer) -> Iterator[str]:
+def _texts(response: Response, answer: Answer, keepalive_s: float) -> Iterator[str]:
     if response.headers.get("content-type", "").startswith("application/json"):
         yield from answer.add_whole(b"".join(response.chunks).strip())
         return
-    parser = SseParser()
+    parser, said = SseParser(), time.monotonic()
     for piece in response.chunks:
+        before = said
         for event in parser.feed(piece):
+            if event.event != _PING:
+                said = time.monotonic()
             yield from answer.add_event(event)
         if answer.done:
             return
+        if said == before and time.monotonic() - said > keepalive_s:
+            what = f"the server only said that it is still there, for {keepalive_s:g} s"
+            raise errors.BrokenStream(what, hint="try again, or another model", kind="keepalive_only")
     for event in parser.finish():
         yield from answer.add_event(event)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from loom.models.base import ModelContext
+from loom.models.base import ModelContext, not_told
 from loom.models.classify import clean
 from loom.models.exec_output import Output
 from loom.wire import errors, exits, jsontext
@@ -58,12 +58,14 @@ class ExecModel:
         idle_s: float = DEADLINE_S,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
         blob_path: Callable[[str], str] = lambda digest: "",
+        heard: Callable[[], None] = not_told,
         enclose: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self._enclose = enclose
         self._program, self._env, self._cwd = program, dict(env), cwd
         self._blob_path = blob_path
+        self._heard = heard
         self._deadline_s, self._idle_s, self._max_output_bytes = deadline_s, idle_s, max_output_bytes
 
     def stream(self, request: ChatRequest) -> Iterator[Chunk]:
@@ -76,6 +78,7 @@ class ExecModel:
         with _Child(self.name, self._program, self._env, self._cwd, self._enclose) as child:
             total = 0
             for piece in child.run(data, self._deadline_s, self._idle_s):
+                self._heard()
                 total += len(piece)
                 if total > self._max_output_bytes:
                     raise errors.WorkFailed(f"{self.name} printed over {self._max_output_bytes} bytes and was stopped")
@@ -108,6 +111,9 @@ def open_model(rest: str, context: ModelContext) -> ExecModel:
         program,
         env | dict(context.extra_env),
         context.cwd,
+        deadline_s=context.timeouts.program_s,
+        idle_s=context.timeouts.program_s,
+        heard=context.heard,
         blob_path=context.blob_path,
         enclose=context.enclose,
     )
@@ -188,6 +194,7 @@ class _Child:
         self._stderr = bytearray()
         self._pidfd = -1
         self._exited = False
+        self._spoke = False
 
     def __enter__(self) -> _Child:
         try:
@@ -268,6 +275,7 @@ class _Child:
                 elif key.fd == stdout:
                     piece = self._read(stdout)
                     if piece:
+                        self._spoke = True
                         yield piece
                 heard = heard if key.fd == stdin else time.monotonic()
             self._look_for_end(ready)
@@ -279,7 +287,8 @@ class _Child:
         left = min(deadline, silence) - time.monotonic()
         if left <= 0:
             what = "did not finish" if deadline <= silence else "printed nothing"
-            raise errors.Unavailable(f"{self._name} {what} in time and was stopped; is it stuck?")
+            kind = "program_overdue" if self._spoke else "silent_program"
+            raise errors.Unavailable(f"{self._name} {what} in time and was stopped; is it stuck?", kind=kind)
         return left if self._pidfd >= 0 else min(left, _TICK_S)
 
     def _look_for_end(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 
 from loom.models import classify, decode
 from loom.models.anthropic import VERSION
+from loom.models.base import Timeouts
 from loom.models.classify import Endpoint
 from loom.models.ollama import native_url
 from loom.models.proxies import Proxy
-from loom.models.transport import Client, Timeouts
+from loom.models.transport import Client
 from loom.wire import errors, jsontext
 from loom.wire.provider import Price, Provider
 from loom.wire.record import record

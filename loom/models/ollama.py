@@ -8,15 +8,15 @@ Source: Ollama's docs/api.md, and api/types.go for `truncate` and `shift`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loom.models import classify, decode
-from loom.models.base import Blob, no_blobs
+from loom.models.base import Blob, ModelContext, Timeouts, no_blobs, not_told
 from loom.models.classify import Endpoint
 from loom.models.dialect import ServerModel, functions
 from loom.models.proxies import Proxy
-from loom.models.transport import DEFAULT, Response, Timeouts
+from loom.models.transport import DEFAULT, Response
 from loom.wire import errors
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, Chunk, StopReason, TextDelta, ToolCall, Usage
 
@@ -29,9 +29,14 @@ class OllamaModel(ServerModel):
     """One model at one server of this dialect."""
 
     def __init__(
-        self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
+        self,
+        endpoint: Endpoint,
+        timeouts: Timeouts = DEFAULT,
+        blob: Blob = no_blobs,
+        proxy: Proxy | None = None,
+        heard: Callable[[], None] = not_told,
     ) -> None:
-        super().__init__(endpoint, timeouts, blob, proxy)
+        super().__init__(endpoint, timeouts, blob, proxy, heard)
         self._url = native_url(endpoint.base_url) + "/api/chat"
 
     def stream(self, request: ChatRequest) -> Iterator[Chunk]:
@@ -163,9 +168,9 @@ class Answer:
         self._calls.append(ToolCall(call_id, name, parsed, raw if parsed is None else ""))
 
 
-def open_model(endpoint: Endpoint, blob: Blob, proxy: Proxy | None) -> OllamaModel:
+def open_model(endpoint: Endpoint, context: ModelContext, proxy: Proxy | None) -> OllamaModel:
     """The registry's way in."""
-    return OllamaModel(endpoint, blob=blob, proxy=proxy)
+    return OllamaModel(endpoint, context.timeouts, context.blob, proxy, context.heard)
 
 
 def native_url(base_url: str) -> str:

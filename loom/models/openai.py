@@ -8,18 +8,18 @@ when the server said that it is complete, by a finish_reason or by [DONE].
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any
 
 from loom.models import classify
 from loom.models.address import split_url
-from loom.models.base import Blob, no_blobs
+from loom.models.base import Blob, ModelContext, Timeouts, no_blobs, not_told
 from loom.models.classify import Endpoint
-from loom.models.dialect import ServerModel, functions, read_events
+from loom.models.dialect import ServerModel, functions
 from loom.models.openai_answer import DIALECT, Answer
 from loom.models.proxies import Proxy
-from loom.models.transport import DEFAULT, Timeouts
+from loom.models.transport import DEFAULT
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, Notice, ToolCall, Usage
 
@@ -39,9 +39,14 @@ class OpenAIModel(ServerModel):
     """One model at one server of this dialect."""
 
     def __init__(
-        self, endpoint: Endpoint, timeouts: Timeouts = DEFAULT, blob: Blob = no_blobs, proxy: Proxy | None = None
+        self,
+        endpoint: Endpoint,
+        timeouts: Timeouts = DEFAULT,
+        blob: Blob = no_blobs,
+        proxy: Proxy | None = None,
+        heard: Callable[[], None] = not_told,
     ) -> None:
-        super().__init__(endpoint, timeouts, blob, proxy)
+        super().__init__(endpoint, timeouts, blob, proxy, heard)
         self._warned = False
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
         self._host = split_url(self._url).hostname
@@ -68,7 +73,7 @@ class OpenAIModel(ServerModel):
         hint = classify.OLLAMA_DOWN if self._endpoint.alias == "ollama" else ""
         answer = Answer(self._endpoint, request)
         headers = {"Accept": "text/event-stream", **self._bearer()}
-        yield from self._post(self._url, headers, self._body(request), lambda r: read_events(r, answer), hint)
+        yield from self._post(self._url, headers, self._body(request), lambda r: self._events(r, answer), hint)
         reply = answer.reply()
         if self._endpoint.alias == "ollama" and not self._warned and _is_cut(request, reply.usage):
             self._warned = True
@@ -124,9 +129,9 @@ class OpenAIModel(ServerModel):
         return {"type": "image_url", "image_url": {"url": f"data:{image.media_type};base64,{data}"}}
 
 
-def open_model(endpoint: Endpoint, blob: Blob, proxy: Proxy | None) -> OpenAIModel:
+def open_model(endpoint: Endpoint, context: ModelContext, proxy: Proxy | None) -> OpenAIModel:
     """The registry's way in."""
-    return OpenAIModel(endpoint, blob=blob, proxy=proxy)
+    return OpenAIModel(endpoint, context.timeouts, context.blob, proxy, context.heard)
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def _open_server(alias: str, model: str, context: ModelContext) -> Model:
     module = import_module(_dialect(provider))
     key = keys.find_key(provider, context)
     endpoint = Endpoint(alias, model, provider.base_url, keys.described(provider), key, provider.context or 0)
-    return cast(Model, module.open_model(endpoint, context.blob, proxies.proxy_for(provider.base_url, context.env)))
+    return cast(Model, module.open_model(endpoint, context, proxies.proxy_for(provider.base_url, context.env)))
 
 
 def _builtin_name(rest: str, role: str) -> str:

@@ -12,17 +12,19 @@ Waiting is bounded by silence, not by length: a long answer may take as long as 
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urljoin
 
 from loom.models import http1
 from loom.models.address import split_url
+from loom.models.base import Timeouts, not_told
 from loom.models.classify import Phase, unreachable
 from loom.models.connecting import authorization, connect, refused_by_proxy
 from loom.models.proxies import Proxy
@@ -37,20 +39,8 @@ MAX_REDIRECTS = 3
 _REST_S = 0.05  # waited for the formal end of an answer that is complete, so that its connection can be kept
 _REST_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 16
-
-
-@record
-class Timeouts:
-    """How much silence is too much. The head of the answer and its first byte each have `first_byte_s`.
-
-    kept_s  how long a connection without a request is fit for another one: longer than a step of a turn, shorter than
-            most servers and routers keep one that is silent
-    """
-
-    connect_s: float = 10.0
-    first_byte_s: float = 120.0
-    idle_s: float = 60.0
-    kept_s: float = 30.0
+# What the kernel says of a connection whose other end has vanished without a word: its probes came to nothing.
+_VANISHED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
 
 
 DEFAULT = Timeouts()
@@ -82,10 +72,16 @@ class Response:
 
 
 class Client:
-    """The way to one model server. For one thread; two answers at a time use two connections."""
+    """The way to one model server. For one thread; two answers at a time use two connections.
 
-    def __init__(self, timeouts: Timeouts = DEFAULT, proxy: Proxy | None = None) -> None:
+    heard  called for each piece of an answer
+    """
+
+    def __init__(
+        self, timeouts: Timeouts = DEFAULT, proxy: Proxy | None = None, heard: Callable[[], None] = not_told
+    ) -> None:
         self._timeouts = timeouts
+        self._heard = heard
         self._proxy = proxy
         self._tls: ssl.SSLContext | None = None
         self._kept: _Link | None = None
@@ -124,7 +120,7 @@ class Client:
         try:
             if answer.status == 407 and self._proxy is not None:
                 raise refused_by_proxy(self._proxy)
-            incoming = _Body(answer, link.sock, parts.netloc, self._timeouts, limit)
+            incoming = _Body(answer, link.sock, parts.netloc, self._timeouts, limit, self._heard)
             encoding = answer.headers.get("content-encoding", "")
             yield Response(answer.status, answer.headers, _plain(incoming.pieces(), encoding, parts.netloc, limit))
             if incoming.skip_rest():
@@ -162,7 +158,7 @@ class Client:
             self._tls.set_alpn_protocols(["http/1.1"])
         try:
             tls = self._tls if secure else None
-            return _Link(connect(parts, self._proxy, self._timeouts.connect_s, hint, tls), parts)
+            return _Link(connect(parts, self._proxy, self._timeouts, hint, tls), parts)
         except errors.LoomError:
             self._tls = None  # its certificates are read anew: they may have changed, or been out of reach for a moment
             raise
@@ -205,13 +201,15 @@ class _Link:
             self._send(method, target, headers, body, timeouts)
             self._answer = _answer(self.sock, method)
             return self._answer
-        except TimeoutError:
+        except OSError as error:
             self.close()
-            raise unreachable("first_byte", self._where, f"nothing came within {timeouts.first_byte_s:g} s") from None
-        except _Unanswered:
-            self.close()
-            raise
-        except (OSError, http1.Malformed) as error:
+            if isinstance(error, _Unanswered):
+                raise
+            if not _is_silence(error):
+                raise _failure("head", self._where, error) from None
+            silent = f"nothing came within {timeouts.first_byte_s:g} s"
+            raise unreachable("first_byte", self._where, silent, kind="silent_stream") from None
+        except http1.Malformed as error:
             self.close()
             raise _failure("head", self._where, error) from None
         except BaseException:
@@ -223,7 +221,8 @@ class _Link:
         try:
             self.sock.sendall(http1.request(method, target, {"Host": self._where, **headers}, body))
         except TimeoutError:
-            raise unreachable("send", self._where, f"it read nothing for {timeouts.idle_s:g} s") from None
+            unread = f"it read nothing for {timeouts.idle_s:g} s"
+            raise unreachable("send", self._where, unread, kind="silent_stream") from None
         except (BrokenPipeError, ConnectionResetError):
             pass  # it may have refused a large request before reading all of it: its answer says why
         except OSError as error:
@@ -264,7 +263,7 @@ def _answer(sock: socket.socket, method: str) -> http1.Answer:
     try:
         begun = answer.begins()
     except OSError as error:
-        if isinstance(error, TimeoutError) and error.errno is None:
+        if _is_silence(error) or error.errno in _VANISHED:
             raise
         raise _Unanswered(error.strerror or str(error)) from None
     if not begun:
@@ -276,8 +275,16 @@ def _answer(sock: socket.socket, method: str) -> http1.Answer:
 class _Body:
     """The body of one answer as it arrives. `ended` as soon as all of it was read."""
 
-    def __init__(self, answer: http1.Answer, sock: socket.socket, where: str, timeouts: Timeouts, limit: int) -> None:
-        self._answer, self._sock, self._where = answer, sock, where
+    def __init__(
+        self,
+        answer: http1.Answer,
+        sock: socket.socket,
+        where: str,
+        timeouts: Timeouts,
+        limit: int,
+        heard: Callable[[], None],
+    ) -> None:
+        self._answer, self._sock, self._where, self._heard = answer, sock, where, heard
         self._timeouts, self._limit = timeouts, limit
         self.ended = answer.left == 0
         self._broken = False  # nothing that comes after an error is believed
@@ -288,21 +295,22 @@ class _Body:
         while not self.ended:
             try:
                 piece = self._read()
-            except TimeoutError as error:
-                phase: Phase = "idle" if total else "first_byte"
-                limit_s = self._timeouts.idle_s if total else self._timeouts.first_byte_s
-                silent = f"nothing came within {limit_s:g} s"
-                self._broken = True
-                raise unreachable(phase, self._where, (error.errno and error.strerror) or silent) from None
             except (OSError, http1.Malformed) as error:
                 self._broken = True
-                raise _failure("body", self._where, error) from None
+                if not _is_silence(error):
+                    raise _failure("body", self._where, error) from None
+                phase: Phase = "idle" if total else "first_byte"
+                limit_s = self._timeouts.idle_s if total else self._timeouts.first_byte_s
+                raise unreachable(
+                    phase, self._where, f"nothing came within {limit_s:g} s", kind="silent_stream"
+                ) from None
             total += len(piece)
             if total > self._limit:
                 raise _too_long(self._where, self._limit)
             if not piece:
                 break
             self._sock.settimeout(self._timeouts.idle_s)
+            self._heard()
             yield piece
         if self._answer.left:
             raise unreachable("body", self._where, f"{self._answer.left} bytes are missing")
@@ -375,6 +383,12 @@ def _too_long(where: str, limit: int) -> errors.BrokenStream:
     return errors.BrokenStream(f"{where} sent over {limit} bytes; this is no chat answer, check base_url")
 
 
+def _is_silence(error: BaseException) -> bool:
+    """Whether our own patience ended it; the kernel's TimeoutError, of a peer that is gone, has a number."""
+    return isinstance(error, TimeoutError) and error.errno is None
+
+
 def _failure(phase: Phase, where: str, error: BaseException) -> errors.Unavailable:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return unreachable(phase, where, str(reason))
+    kind = "half_open" if getattr(error, "errno", None) in _VANISHED else ""
+    return unreachable(phase, where, str(reason), kind=kind)

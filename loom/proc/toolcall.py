@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from loom.proc import toolchild
 from loom.proc.toolbox import Tool, argv
-from loom.wire.record import record
+from loom.wire import hang
+from loom.wire.record import record, replace
 
 MAX_OUTPUT_BYTES = 1024 * 1024
 ERROR_CHARS = 2000
@@ -25,12 +26,17 @@ LEAST_INT, MOST_INT = -(2**63), 2**64 - 1  # what every JSON reader of ours can 
 
 @record
 class ToolResult:
-    """What came of a call. `result` is JSON data when status is ok; `error` is one line when it is not."""
+    """What came of a call. `result` is JSON data when status is ok; `error` is one line when it is not.
+
+    An error that is a hang begins with its shape (loom.wire.hang), and so does `warning`, when a call went well
+    all the same.
+    """
 
     status: Literal["ok", "error"]
     result: Any = None
     error: str = ""
     retry_after_s: float | None = None
+    warning: str = ""
 
 
 class _Garbage(Exception):
@@ -84,10 +90,15 @@ def call_tool(
     except toolchild.NotStarted as error:
         return _failed(f"{name} could not be started: {error}")
     if ended.timed_out:
-        return _failed(f"{name} did not finish within {timeout_s:g} s and was killed{_last_words(ended)}")
+        shape, how = ("tool_deaf", ", ignored SIGTERM") if ended.deaf else ("tool_overdue", "")
+        text = f"{name} did not finish within {timeout_s:g} s{how} and was killed{_last_words(ended)}"
+        return _failed(hang.line(shape, text))
     if ended.fault:
         return _failed(f"{name} was stopped: {ended.fault}{_last_words(ended)}")
-    return _answer(name, ended)
+    answer = _answer(name, ended)
+    if ended.held and answer.status == "ok":
+        return replace(answer, warning=hang.line("pipe_held", f"{name} left a process that held its output"))
+    return answer
 
 
 def _answer(name: str, ended: toolchild.Ended) -> ToolResult:

@@ -45,6 +45,8 @@ class Ended:
 
     exit_code  negative: the signal it died by
     last_line  the last line of stdout that is not blank, without its newline; None when there was none
+    deaf       it did not end when its time was over and SIGTERM told it to
+    held       it ended and left a process that kept its output open
     fault      why we ended it before its time, "" when we did not
     stderr     the end of its stderr
     """
@@ -54,6 +56,8 @@ class Ended:
     last_line: bytes | None
     fault: str
     stderr: bytes
+    deaf: bool = False
+    held: bool = False
 
     @property
     def killed_from_outside(self) -> bool:
@@ -113,7 +117,7 @@ def _run_once(
             talk.until_end(time.monotonic() + timeout_s)
         finally:
             code = _finish(child, before)
-        return Ended(code, talk.timed_out, talk.last_line, talk.fault, bytes(talk.stderr))
+        return Ended(code, talk.timed_out, talk.last_line, talk.fault, bytes(talk.stderr), talk.deaf, talk.held)
     finally:
         if not was_subreaper:
             _prctl(PR_SET_CHILD_SUBREAPER, 0)
@@ -186,7 +190,7 @@ class _Talk:
         self.progress_bytes = 0
         self.last_line: bytes | None = None
         self.stderr = bytearray()
-        self.timed_out = False
+        self.timed_out = self.deaf = self.held = False
         self.fault = ""
         self.poll = select.poll()
         self.stdin, self.stdout, self.errout = child.stdin.fileno(), child.stdout.fileno(), child.stderr.fileno()
@@ -215,6 +219,7 @@ class _Talk:
             left_ms = 1000 * (deadline - time.monotonic())
             if left_ms <= 0:
                 if exited or self.timed_out:
+                    self.deaf, self.held = not exited, exited and bool(self.open) and not self.timed_out
                     return
                 self.timed_out = True
                 deadline = time.monotonic() + GRACE_S

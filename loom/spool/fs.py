@@ -103,6 +103,9 @@ class Calls:
     def mkfifo(self, path: str, mode: int) -> None:
         os.mkfifo(path, mode)
 
+    def touch(self, path: str) -> None:
+        os.utime(path, follow_symlinks=False)
+
 
 def _syncfs(fd: int) -> None:
     """syncfs(2), which reports write errors; sync(2) where there is none."""
@@ -319,7 +322,7 @@ def replace(path: Place, data: bytes, *, mode: int = FILE_MODE) -> None:
 
 
 def hint(path: Place, text: str) -> None:
-    """Put one value under `path` for people: whole, but not synced. Never read to decide anything."""
+    """Put one value under `path`, for people or for who watches now: whole, but not synced. Never for later."""
     path = str(path)
     temporary = _temporary(_directory_of(path), f"{text}\n".encode(), sync=False)
     try:
@@ -327,6 +330,14 @@ def hint(path: Place, text: str) -> None:
     except OSError:
         _forget(temporary)
         raise
+
+
+def touch(path: Place) -> None:
+    """Give a file the present time; where there is none, an empty one is made. Not synced."""
+    try:
+        calls.touch(str(path))
+    except FileNotFoundError:
+        os.close(calls.create(str(path), FILE_MODE))
 
 
 class NewFile:

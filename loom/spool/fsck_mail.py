@@ -27,7 +27,7 @@ from loom.wire.times import day_of, rfc3339
 
 _FILES = frozenset(
     ("agent.json", "prompt.md", "want", "status", "pid", "model", "started_at", "stopped_at", "last_exit", "lock",
-     "routed.json")
+     "heartbeat", "why", "routed.json")
 )  # fmt: skip
 _DIRECTORIES = frozenset(
     ("inbox", "outbox", "turns", "conversations", "memory", "skills", "tools", "logs", "crashes", "state", "steps", TMP)

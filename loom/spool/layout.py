@@ -211,6 +211,16 @@ class AgentDir(Box):
         return f"{self.path}/lock"
 
     @property
+    def heartbeat(self) -> Path:
+        """Touched by its loop while it works; may hold for how long at most it stays untouched."""
+        return self.path / "heartbeat"
+
+    @property
+    def why(self) -> Path:
+        """The last hang met over the message in work, in one line."""
+        return self.path / "why"
+
+    @property
     def routed(self) -> Path:
         """The router's count of what it delivered, by route; for people."""
         return self.path / "routed.json"

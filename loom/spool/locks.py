@@ -183,6 +183,20 @@ def is_held(path: fs.Place) -> bool:
     return False
 
 
+def taken_by(path: Path) -> int | None:
+    """The pid by which the kernel knows whoever took this lock; None when it does not tell."""
+    try:
+        node = os.stat(path)
+        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    place = f"{os.major(node.st_dev):02x}:{os.minor(node.st_dev):02x}:{node.st_ino}"
+    for fields in map(str.split, lines):
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == place and fields[4].isdigit():
+            return int(fields[4])
+    return None
+
+
 def alive(who: Incarnation) -> bool:
     """Whether exactly this process still lives: same boot, same pid, same start time, and no zombie."""
     if who.boot != boot_id() or start_time(who.pid) != who.start:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loom.cli.config import page
+from loom.wire.hang import SHAPES, Shape
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -108,3 +109,13 @@ def test_files_of_the_project_that_are_named_exist(path: Path):
             if not (ROOT / name).exists():
                 wrong.append(name)
     assert wrong == []
+
+
+def test_the_page_of_liveness_has_every_shape_with_its_owner_and_action():
+    text = (ROOT / "docs" / "liveness.md").read_text(encoding="utf-8")
+    found = {}
+    for section in text.split("\n### ")[1:]:
+        level = section.split("\n", 1)[0].lower()
+        for row in re.findall(r"^\| `(\w+)` \|.*\| ([\w ]+) \| ([\w ]+) \|$", section, re.MULTILINE):
+            found[row[0]] = Shape(level, *row[1:])  # type: ignore[arg-type]
+    assert found == SHAPES and list(found) == list(SHAPES)

@@ -139,7 +139,7 @@ def answered(*replies: ChatReply, first: ChatRequest = FIRST, **results: dict[st
 
 
 @pytest.mark.parametrize("result", [OK, BAD])
-def test_the_same_calls_three_times_are_told_and_then_no_progress(result: dict[str, Any]):
+def test_the_same_calls_three_times_are_told_and_then_end_the_turn(result: dict[str, Any]):
     round = says(call(path="x"))
     assert not decide(answered(round, round, c1=result), FIRST, TOOLS).why
     told = decide(answered(round, round, round, c1=result), FIRST, TOOLS)
@@ -147,7 +147,7 @@ def test_the_same_calls_three_times_are_told_and_then_no_progress(result: dict[s
     assert [m.role for m in told.request.messages[-2:]] == ["tool", "user"]
     assert "three times" in told.request.messages[-1].text
     stop = decide(answered(round, round, round, round, c1=result), FIRST, TOOLS)
-    assert isinstance(stop, Stop) and stop.kind == "no_progress"
+    assert isinstance(stop, Stop) and stop.kind == "repeats"
     other = says(call(path="y"))
     on = decide(answered(round, round, round, other, c1=result), FIRST, TOOLS)
     assert isinstance(on, Ask) and not on.why

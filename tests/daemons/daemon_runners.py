@@ -7,9 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
-from loom.spool import locks, wake
+from loom.daemons import service
+from loom.daemons.service import Agent, Done
+from loom.spool import heartbeat, locks, wake
+from loom.spool.mailbox import Claimed
+from loom.spool.turns import Turn
 
 USR1_STATUS = 33
 
@@ -63,6 +68,36 @@ def serve_parent(agent_dir: Path, drain: bool = False) -> int:
     children = [subprocess.Popen(["sleep", "1000"], start_new_session=own) for own in (False, True)]
     (agent_dir / "starts").write_text("".join(f"{child.pid}\n" for child in children))
     return _wait(agent_dir)
+
+
+def serve_hanging(agent_dir: Path, drain: bool = False) -> int:
+    """A runner of the project whose work hangs as the message says, and is done when it says something else."""
+    return service.serve(agent_dir, _Hanging, drain)
+
+
+class _Hanging:
+    """`spin`, `deadlock` and `die` are ways to hang; `slow` takes its time and shows it."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+
+    def work(self, claimed: Claimed, turn: Turn) -> Done:
+        body = claimed.message.body
+        if body == "spin":
+            while True:
+                pass
+        elif body == "deadlock":
+            lock = threading.Lock()
+            with lock:
+                lock.acquire()
+        elif body == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif body == "slow":
+            with self.agent.stopping.interruptible():
+                for _ in range(4):
+                    self.agent.heartbeat.beat()
+                    self.agent.stopping.wait(heartbeat.EVERY_S)
+        return Done("done")
 
 
 def serve_listener(agent_dir: Path, drain: bool = False) -> int:

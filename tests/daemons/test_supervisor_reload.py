@@ -19,7 +19,7 @@ from world import HERE, READY, TABLE, World, is_alive, pid_of, records, starts, 
 from loom.cli import ensure
 from loom.core.supervision import Seen
 from loom.daemons import handover
-from loom.daemons.charge import Held, Process
+from loom.daemons.charge import Cause, Held, Process
 from loom.proc import pidfd, tree
 from loom.spool import agents, fs, locks, mailbox, running, wake
 from loom.wire.agent import AgentLimits, AgentSpec, Restart
@@ -399,7 +399,10 @@ def test_what_a_message_has_used_stays_counted(world: World, tmp_path: Path) -> 
 def _handover(who: locks.Incarnation, lock: int) -> handover.Handover:
     seen = Seen(running=True, ready=True, started_s=12.5, ran_asked="a", n=3, crashes=(1.0, 2.5), last="crash")
     process = Process(7, 8, lock, True, -1, "now", 5, frozenset({("x", 1), ("y", 2)}))
-    held = {"a": Held("up", seen, "limit", (1, 2.0, 3.0), process), "b": Held("demand", Seen())}
+    held = {
+        "a": Held("up", seen, Cause("limit", "limit: memory", "ask for less"), (1, 2.0, 3.0), process),
+        "b": Held("demand", Seen()),
+    }
     return handover.Handover(who, lock, (lock, lock), (1024, -1), (1, 2), 4, "0.1.0 abc", held)
 
 

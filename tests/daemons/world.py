@@ -136,21 +136,28 @@ def is_alive(pid: int) -> bool:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
+    with made(tmp_path) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def made(tmp_path: Path) -> Iterator[World]:
+    """A world below `tmp_path`, also for tests that share one."""
     runner = tmp_path / "runner"
     runner.write_text(RUNNER)
     runner.chmod(0o755)
-    made = World(open_home(tmp_path / "home"), runner)
-    yield made
-    for child in made.supervisors:
+    world = World(open_home(tmp_path / "home"), runner)
+    yield world
+    for child in world.supervisors:
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
             child.wait(30)
         if child.stderr is not None:
             child.stderr.close()
-    ensure.stop_supervisor(made.home)
+    ensure.stop_supervisor(world.home)
     with contextlib.suppress(AssertionError):  # what has just been told to end
-        wait_until(lambda: not processes_of(made.home.path), 3)
-    left = processes_of(made.home.path)
+        wait_until(lambda: not processes_of(world.home.path), 3)
+    left = processes_of(world.home.path)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -30,6 +30,7 @@ NOW = 1_700_000_000.0
         ({"retry-after": "nan"}, None),
         ({"retry-after": "٣"}, None),
         ({"retry-after": "1e400"}, None),
+        ({"retry-after": "3\x1f"}, 3.0),  # white to str.strip, not to float
     ],
 )
 def test_retry_after(headers, seconds):
