@@ -158,7 +158,10 @@ class Router:
         return sorted(changed | {name for names in self.pools.values() for name in names})
 
     def _open_goals(self, full: bool) -> None:
-        self._call_back(goals.names(self.home) if full else sorted(self._asked))
+        if full:
+            self._asked.update(goals.names(self.home))
+            self.sights.watch_goals(self._asked)  # before the look, as above
+        self._call_back(sorted(self._asked))
         self._asked.clear()
         for name in goals.live(self.home):
             if name in self.goals or name in self.broken:
@@ -172,7 +175,7 @@ class Router:
             except Exception as error:
                 self._set_aside(name, error)
                 continue
-            self.sights.watch_goal(name)
+            self.sights.watch_goals([name])
 
     def _call_back(self, names: Sequence[str]) -> None:
         """Goals that have ended and are asked for something all the same: their marker would hide them."""

@@ -8,6 +8,7 @@ router looks everywhere more often.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from loom.spool import watch
 from loom.spool.layout import Home
@@ -30,6 +31,7 @@ class RouterSights:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._outboxes: set[str] = set()  # agents whose outbox is watched
+        self._goals: set[str] = set()  # goals whose control/ is watched
         self._without: dict[str, int] = {}  # agents that had no outbox: the number of the watch of their directory
         self.watch = watch.BestEffort((FileNotFoundError, NotADirectoryError, PermissionError))
         self.watch.add(home.agents, watch.ARRIVALS, ("agents", ""))
@@ -47,8 +49,13 @@ class RouterSights:
                 if ids.is_mailbox(name) and name not in self._outboxes:
                     self._watch_agent(name)
 
-    def watch_goal(self, goal: str) -> None:
-        self.watch.add(self._home.goal(goal).control, watch.ARRIVALS, ("control", goal))
+    def watch_goals(self, goals: Iterable[str]) -> None:
+        """Watch what these are asked for, ended ones too: they may be landed. Nothing happens for those watched."""
+        for goal in goals:
+            if goal not in self._goals:
+                control = self._home.goal(goal).control
+                if self.watch.add(control, watch.ARRIVALS, ("control", goal)) is not None:
+                    self._goals.add(goal)
 
     def _watch_agent(self, name: str) -> None:
         """Watch the outbox, also one that has taken the place of another; until there is one, the agent's directory."""
@@ -73,6 +80,7 @@ class RouterSights:
             if event.mask & watch.OVERFLOW or not isinstance(event.key, tuple):
                 news.everywhere = True
                 self._outboxes.clear()  # each may be another directory by now
+                self._goals.clear()
             else:
                 self._take(news, event.key, event)
         return news
@@ -85,6 +93,8 @@ class RouterSights:
             news.goals.add(event.name)
         elif kind == "control":
             news.goals.add(name)
+            if event.mask & watch.IGNORED:
+                self._goals.discard(name)
         elif kind == "outbox" and not event.mask & watch.IGNORED:
             news.outboxes.add(name)
         else:  # an agent, or its outbox, came or went

@@ -301,7 +301,8 @@ def _failed(check: Check, agent: AgentDir) -> Findings:
         if name.endswith(f".msg{ERROR_SUFFIX}") and (stem := ids.stem_of(name.removesuffix(ERROR_SUFFIX))):
             if mailbox.find(agent, stem) is None:
                 yield person(path, "the record of a failure without its message", "gc takes it away in time")
-            elif mailbox.read_error(agent, stem) is None and path.exists():
+            elif mailbox.read_error(agent, stem) is None and path.exists() and _last_failure(agent, stem)[1] is None:
+                # Else the answer tells of the failure: the record is written anew, see below.
                 yield person(path, "cannot be read", "remove it, or the message fails again before it is tried")
         elif stem := ids.stem_of(name):
             if doubled := _doubled(check, agent, stem, "failed", LIFE):

@@ -91,7 +91,7 @@ def test_a_crash_whose_record_the_disk_refuses_is_told_in_the_log(tmp_path: Path
 
     monkeypatch.setattr(fs, "calls", Full())
     with pytest.raises(OSError):
-        Charge(home, "a").record_crash(Process(1, 1, -1, ours=True), Exit(code=1), "crash", "", None)
+        Charge(home, "a").record_crash(Process(1, 1, -1, ours=True), Exit(code=1), "crash", None)
     assert crashes.names(box) == []
     (log,) = box.logs.glob("*.ndjson")
     assert json.loads(log.read_text())["event"] == "crashed"

@@ -11,6 +11,7 @@ import pytest
 from goal_world import PASSES, World, check_once, does, execute, planned, sub, writes
 from support import wait_until
 
+from loom.cli import ensure
 from loom.spool import goals
 from loom.spool.layout import GoalDir
 from loom.wire import ids
@@ -264,8 +265,11 @@ def test_a_file_moved_into_control_is_heard_at_once(world: World):
     world.wait_for(lambda e: e.type == "goal.cancelled", deadline_s=5)
 
 
-def test_landing_is_asked_for_with_mv(world: World):
+@pytest.mark.parametrize("router", ["the same", "one that came later"])
+def test_landing_is_asked_for_with_mv(world: World, router: str):
     goal = finished(world)
+    if router != "the same":
+        wait_until(lambda: ensure.supervisor_of(world.home) is None)
     other = world.folder("other")
     waiting = world.start("run", "Wait.", "-w", other, "--model", Gate(world).model)
     world.wait_for(lambda e: e.type == "plan.accepted", world.goal(1))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import scratch
 
@@ -687,6 +687,7 @@ def test_one_repair_at_a_time(world: World):
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@example([failure_recorded_for_the_attempt_before, record_unreadable], random.Random(1))
 @given(st.lists(st.sampled_from(MENDED + TOLD), min_size=2, max_size=6, unique=True), st.randoms(use_true_random=False))
 def test_any_damage_together(injuries: list[Callable[[World], Path]], draw: random.Random):
     """Told without a change; after one repair nothing is left that could be mended, and a second changes nothing."""
