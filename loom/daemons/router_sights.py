@@ -1,4 +1,4 @@
-"""What the router hears of changes in the home: one inotify over agents/, pipes/, each outbox, goals/, control/.
+"""What the router hears of changes in the home: one inotify over it, agents/, pipes/, each outbox, goals/, control/.
 
 A directory of agents/ or pipes/ is itself watched for as long as it has no outbox, so that those made later, or made
 anew under an old name, are heard like the others. Only a courtesy: without inotify (no instances or watches left) the
@@ -34,13 +34,13 @@ class RouterSights:
         self._goals: set[str] = set()  # goals whose control/ is watched
         self._without: dict[str, int] = {}  # agents that had no outbox: the number of the watch of their directory
         self.watch = watch.BestEffort((FileNotFoundError, NotADirectoryError, PermissionError))
-        self.watch.add(home.agents, watch.ARRIVALS, ("agents", ""))
-        self.watch.add(home.pipes, watch.ARRIVALS, ("agents", ""))
+        self.watch.add(home.path, watch.CREATED | watch.MOVED_TO, ("home", ""))
         self.watch.add(home.goals, watch.ARRIVALS, ("goals", ""))
 
     def watch_agents(self) -> None:
         """Watch all that are there; nothing happens for an outbox that is watched already."""
         for directory in (self._home.agents, self._home.pipes):
+            self.watch.add(directory, watch.ARRIVALS, ("agents", ""))
             try:
                 found = os.listdir(directory)
             except FileNotFoundError:
@@ -89,7 +89,10 @@ class RouterSights:
         kind, name = key
         if event.mask & watch.IGNORED and kind == "agent" and name in self._without:
             del self._without[name]
-        if kind == "goals":
+        if kind == "home":  # most of what comes and goes there is none of ours
+            if event.name in (self._home.agents.name, self._home.pipes.name):
+                news.everywhere = True  # with the first pipe of a home comes pipes/
+        elif kind == "goals":
             news.goals.add(event.name)
         elif kind == "control":
             news.goals.add(name)

@@ -101,7 +101,7 @@ def _damaged(check: Check, goal: GoalDir, fault: str) -> Finding:
 
 def _torn(check: Check, goal: GoalDir) -> Finding | None:
     try:
-        torn = journal.torn_bytes(goal.journal)
+        torn = journal.torn_bytes(goal.journal, check.home.head(goal.id))
     except (journal.JournalDamaged, fs.NotRegular):
         return None  # the audit says so, and where
     if not torn:

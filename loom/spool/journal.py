@@ -138,6 +138,7 @@ class Journal:
             last, good = event, good + len(line) + 1
         if last is None and start:
             raise JournalDamaged(f"{self.path}: no whole record in its last {_TAIL_BYTES} bytes")
+        _refuse_cut(self.path, self._head, last.seq if last else 0)
         if good < size:
             self.torn_bytes = size - good
             ndjson.keep_torn(self.path, os.pread(self._fd, size - good, good), good)
@@ -162,6 +163,17 @@ class Journal:
                 f"{self.path}: record {event.seq} at byte {offset} does not follow record {before.seq}"
             )
         return event
+
+
+def _refuse_cut(path: Path, head: Path, seq: int) -> None:
+    """Raises JournalDamaged when the noted head lies behind the last whole record: it was durable, no crash took it."""
+    noted = read_head(head)
+    if noted is not None and noted[0] > seq:
+        raise JournalDamaged(_cut(path, noted[0]))
+
+
+def _cut(path: Path, seq: int) -> str:
+    return f"{path}: the head noted at record {seq} is not in the journal: records were cut off or changed"
 
 
 def _is_event(line: bytes) -> bool:
@@ -243,11 +255,11 @@ def resolve(event: Event, blob_dir: Path) -> Event:
     return Event(event.seq, event.ts, event.type, event.actor, event.cause, data, event.prev, event.hash)
 
 
-def torn_bytes(path: Path) -> int:
-    """How many bytes opening the journal would cut off its end. Raises JournalDamaged for good records behind them."""
+def torn_bytes(path: Path, head: Path) -> int:
+    """How many bytes opening the journal would cut off its end. Raises JournalDamaged where opening it would."""
     data = fs.read(path)
     lines, _ = ndjson.whole_lines(data)
-    good = 0
+    good = records = 0
     for number, line in enumerate(lines):
         try:
             wire.decode(line)
@@ -258,6 +270,8 @@ def torn_bytes(path: Path) -> int:
                 raise JournalDamaged(f"{path}:{number + 1}: {error}, and good records follow") from None
             break
         good += len(line) + 1
+        records += 1
+    _refuse_cut(path, head, records)
     return len(data) - good
 
 
@@ -295,12 +309,12 @@ def audit(path: Path, blob_dir: Path, head: Path) -> list[str]:
         return [str(error)]
     except FileNotFoundError as error:
         return [f"missing: {error.filename}"]
-    # A line without its newline may be half written this very moment; one with it that is no record is damage.
-    if len(lines) > len(hashes) and not _is_event(lines[len(hashes)]):
-        return [f"{path}:{len(hashes) + 1}: damaged or torn end: opening the journal cuts it off and keeps it"]
     noted = read_head(head)
     if noted is None and head.exists():
         return [f"{head}: cannot be read"]
     if noted is not None and hashes.get(noted[0]) != noted[1]:
-        return [f"{path}: the head noted at record {noted[0]} is not in the journal: records were cut off or changed"]
+        return [_cut(path, noted[0])]
+    # A line without its newline may be half written this very moment; one with it that is no record is damage.
+    if len(lines) > len(hashes) and not _is_event(lines[len(hashes)]):
+        return [f"{path}:{len(hashes) + 1}: damaged or torn end: opening the journal cuts it off and keeps it"]
     return []

@@ -255,3 +255,12 @@ def test_so_is_one_whose_directory_lay_there_before_it(home: Home, alert: subpro
     late = reply(home, "pipe", to="b")
     wait_until(lambda: home.agent("pipe").sent(late).exists())
     assert late in inbox(home.agent("b"))
+
+
+def test_so_is_the_first_pipe_of_a_home(home: Home, alert: subprocess.Popen[bytes]):
+    assert not home.pipes.exists()
+    name = ids.instance("lines", "a", "b")
+    agents.create(home, AgentSpec(name, "builtin"), "", "down")
+    stem = reply(home, name, to="b")
+    wait_until(lambda: home.agent(name).sent(stem).exists())
+    assert stem in inbox(home.agent("b"))

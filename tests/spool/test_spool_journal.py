@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support import forked
 
-from loom.spool import blobs, fs
+from loom.spool import blobs, fs, journal
 from loom.spool.journal import Journal, JournalBusy, JournalDamaged, audit, read, read_head
 from loom.wire.event import MAX_LINE_BYTES, ZERO_HASH
 from loom.wire.times import parse_us
@@ -196,6 +196,19 @@ def test_a_torn_or_filled_end_is_cut_off_and_kept(goal: Goal, tail: bytes):
     goal.open().close()
     assert goal.path.read_bytes() == good
     assert goal.path.with_name(f"journal.ndjson.torn.{len(good)}").read_bytes() == tail
+
+
+@pytest.mark.parametrize("cut", [1, 30, "a line"])
+def test_what_a_noted_head_says_was_durable_is_no_torn_end(goal: Goal, cut: int | str):
+    written(goal, 3, head=True)
+    whole = goal.path.read_bytes()
+    left = whole[: -len(goal.lines()[-1])] if cut == "a line" else whole[: -int(cut)]
+    goal.path.write_bytes(left)
+    with pytest.raises(JournalDamaged, match="the head noted at record 3 is not in the journal"):
+        goal.open()
+    with pytest.raises(JournalDamaged):
+        journal.torn_bytes(goal.path, goal.head)
+    assert goal.path.read_bytes() == left
 
 
 def test_two_torn_ends_at_one_place_are_both_kept(goal: Goal):
