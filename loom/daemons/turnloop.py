@@ -212,7 +212,8 @@ def _ask(
             log.warning(
                 "model_error", model=model.name, error_type=error.kind, error=str(error), tries=tries, wait_s=wait_s
             )
-            _hung(heartbeat, f"{error.kind}: {error}; tried {tries} of {core.MAX_TRIES} times")
+            then = "given up" if wait_s is None else f"asked again in {wait_s:.0f} s"
+            _hung(heartbeat, f"{error.kind}: {error}; tried {tries} of {core.MAX_TRIES} times, {then}")
             if wait_s is None or (streaming and shown) or _past(deadline_ms, wait_s):
                 raise
             emit({"event": "retry", "error": error.line(), "wait_s": wait_s})

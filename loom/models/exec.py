@@ -266,7 +266,9 @@ class _Child:
         rest = memoryview(data)
         started = heard = time.monotonic()
         while not self._exited:
-            ready = selector.select(self._wait_s(started + deadline_s, heard + idle_s))
+            self._refuse_hang(time.monotonic(), started, deadline_s, heard, idle_s)
+            left_s = min(started + deadline_s, heard + idle_s) - time.monotonic()
+            ready = selector.select(max(0.0, left_s if self._pidfd >= 0 else min(left_s, _TICK_S)))
             for key, _ in ready:
                 if key.fd == stdin:
                     rest = self._write(rest)
@@ -283,13 +285,16 @@ class _Child:
             yield piece
         self._read_stderr()
 
-    def _wait_s(self, deadline: float, silence: float) -> float:
-        left = min(deadline, silence) - time.monotonic()
-        if left <= 0:
-            what = "did not finish" if deadline <= silence else "printed nothing"
+    def _refuse_hang(self, now: float, started: float, deadline_s: float, heard: float, idle_s: float) -> None:
+        """Raises Unavailable with the name of the hang, and the setting that gives it longer."""
+        if now - started >= deadline_s:
             kind = "program_overdue" if self._spoke else "silent_program"
-            raise errors.Unavailable(f"{self._name} {what} in time and was stopped; is it stuck?", kind=kind)
-        return left if self._pidfd >= 0 else min(left, _TICK_S)
+            what = f"did not finish within {deadline_s:g} s (setting liveness.program)"
+        elif now - heard >= idle_s:
+            kind, what = "silent_program", f"printed nothing for {idle_s:g} s (setting liveness.program)"
+        else:
+            return
+        raise errors.Unavailable(f"{self._name} {what} and was stopped; is it stuck?", kind=kind)
 
     def _look_for_end(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         if self._pidfd >= 0:
