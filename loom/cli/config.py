@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import inf
 from typing import Any
 
 import click
@@ -76,5 +77,7 @@ def _row(setting: Setting) -> str:
         kind = " or ".join(f"`{choice}`" for choice in setting.choices if choice)
     elif setting.least and kind in ("int", "float"):
         kind = f"{kind}, at least {setting.least:g}"
+    if setting.most < inf:
+        kind = f"{kind}, at most {setting.most:g}"
     default = f"`{shown(setting.default)}`" if setting.default not in ("", ()) else ""
     return f"| `{setting.key}` | {kind} | {default} | {setting.what} |"

@@ -41,8 +41,9 @@ def _shed_environment(home: Home) -> None:
     }
     # LC_CTYPE is put there by the interpreter itself, in some locales at each start.
     if set(os.environ) - set(clean) - {"LC_CTYPE"}:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], clean)
 
 

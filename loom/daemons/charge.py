@@ -255,6 +255,8 @@ class Charge:
     def show_started(self) -> None:
         assert self.process is not None
         self._hindered = ""
+        if not self.agent.path.is_dir():
+            return  # removed since it was prepared: a hint would make its directory anew
         _hint(self.agent.pid, str(self.process.pid))
         _hint(self.agent.started_at, self.process.since)
 

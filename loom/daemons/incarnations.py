@@ -15,7 +15,7 @@ from loom.core.supervision import Exit
 from loom.daemons import programs
 from loom.daemons.charge import Charge, Process
 from loom.proc import pidfd, spawn, tree
-from loom.spool import agents, crashes, fs, locks
+from loom.spool import agents, crashes, fs, heartbeat, locks
 from loom.spool.layout import Home
 from loom.wire.agent import AgentLimits, AgentSpec
 from loom.wire.record import record
@@ -57,6 +57,7 @@ class Incarnations:
     def prepare(self, charge: Charge) -> Prepared:
         """All that can be done before the fork. Raises Config when there is no such runner, OSError."""
         program = self._program(charge, agents.read_spec(charge.agent))
+        heartbeat.forget(charge.agent)
         stderr = fs.open_append(charge.agent.stderr)
         try:
             return Prepared(program, stderr, crashes.stderr_size(charge.agent), charge.finished_mark())

@@ -98,7 +98,7 @@ class Reloading:
         try:
             state = reexec.memory(handover.encode(self._loop.hand_over(set())))
             env = {**self._env, reexec.ENV: f"try {spawn.ALONE_FD}", "LOOM_READY_FD": str(spawn.READY_FD)}
-            program = spawn.Program("loom-trial", Path.cwd(), env, argv=self._command)
+            program = spawn.Program("loom-trial", self._here(), env, argv=self._command)
             child = spawn.spawn(program, output, state)
         except OSError:
             os.close(output)
@@ -109,6 +109,12 @@ class Reloading:
         self._trial = _Trial(child, output)
         self.due_s = time.monotonic() + TRIAL_S
         self._loop.listen(child.pidfd, self._ended)
+
+    def _here(self) -> Path:
+        try:
+            return Path.cwd()
+        except FileNotFoundError:  # removed since we were started there
+            return self._home.path
 
     def end_trial(self) -> None:
         """It has taken too long: what it is then found to be is killed."""

@@ -186,7 +186,8 @@ class Supervisor:
         self._epoll.close()
         signal.set_wakeup_fd(-1)
         for fd in (self._bell, self._signals, self._signals_write):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def _provide_router(self) -> None:
         router = self.home.agent(ROUTER)
@@ -334,7 +335,7 @@ class Supervisor:
                 self._ward.mail_came(self._ward.charges[name], arrived)
 
     def _look_everywhere(self) -> None:
-        self._look_at_home()
+        self._safely("", self._look_at_home)  # without a doorbell agents are looked at all the same
         self._swept_at, blind = time.monotonic(), not self._sights.watch.complete
         usual_s = _BLIND_SWEEP_S if blind else self.settings.sweep_s
         self._sweep_at = self._swept_at + max(usual_s, self._least_s(blind))
@@ -355,8 +356,10 @@ class Supervisor:
             self._displaced = True
             self._ward.leave()
         elif not wake.is_heard(fifo := self.home.wake_fifo("supervisor"), self._bell):
-            self.unlisten(self._bell)
-            os.close(self._bell)
+            if self._bell >= 0:
+                self.unlisten(self._bell)
+                os.close(self._bell)
+            self._bell = -1  # its number is anybody's now, and listening may fail
             self._bell = wake.listen(fifo)
             self.listen(self._bell, self._on_bell)
 

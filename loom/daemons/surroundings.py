@@ -104,7 +104,7 @@ def tool_s(home: Home, options: Mapping[str, Any]) -> float:
     given = options.get(TOOL_S)
     if given is None:
         return float(config.load(home, {})["liveness.tool"])
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < 1e9:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= settings.MOST_S:
         raise Config(f"option {TOOL_S} is {given!r:.40}, expected a number of seconds")
     return float(given)
 

@@ -28,7 +28,6 @@ class Watcher:
         self._pid = pid
         self._own = own
         self._known: core.Watched | None = None
-        self._beat_before = _token(agent.heartbeat)
         self._told = ""
         self.due_s = math.inf
         self.stir(now_s, deadlines)
@@ -59,29 +58,31 @@ class Watcher:
         return before != hang.shape
 
     def _facts(self) -> core.Facts:
-        stem = _oldest(self._agent)
+        stem, turn = self._in_work()
         if not stem:
             return core.Facts(mail=agents.has_mail(self._agent), state=self._state())
         beat = _token(self._agent.heartbeat)
-        turn = _token(self._agent.turn(stem, mailbox.attempts(self._agent, stem)))
-        promised_s = heartbeat.promised_s(self._agent) if self._own or beat != self._beat_before else None
-        if promised_s is None and self._own:
+        promised_s = heartbeat.promised_s(self._agent)
+        if promised_s is None and self._own and turn:
             promised_s = 0.0
         return core.Facts(stem, False, f"{turn} {beat}", promised_s, self._state())
+
+    def _in_work(self) -> tuple[str, str]:
+        """The message it works on, and a token of its turn; one without a turn only when none of those claimed has one.
+
+        What lies there and cannot be moved, so that no runner ever takes it up, has none: nobody is restarted for it.
+        """
+        try:
+            names = os.listdir(self._agent.in_progress)
+        except (FileNotFoundError, NotADirectoryError):
+            return "", ""
+        stems = sorted(stem for stem in map(ids.stem_of, names) if stem is not None)
+        turns = [_token(self._agent.turn(stem, mailbox.attempts(self._agent, stem))) for stem in stems]
+        return next((both for both in zip(stems, turns, strict=True) if both[1]), (stems[0] if stems else "", ""))
 
     def _state(self) -> str:
         fields = pidfd.stat_of(self._pid)
         return fields[0].decode("ascii", "replace") if fields else ""
-
-
-def _oldest(agent: AgentDir) -> str:
-    """The name of the oldest message it has claimed; empty when there is none."""
-    try:
-        names = os.listdir(agent.in_progress)
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-    stems = (ids.stem_of(name) for name in names)
-    return min((stem for stem in stems if stem is not None), default="")
 
 
 def _token(path: str | os.PathLike[str]) -> str:

@@ -109,8 +109,9 @@ def spawn_all(wanted: Sequence[tuple[Program, int]], alone: int) -> list[Spawned
     They are forked one right after the other. A page that we write between two forks is copied, and the old one is
     left to the children before it: a parent that is busy between its forks costs each of them a megabyte.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by whoever started us
+            stream.flush()
     # Blocked over the forks: a signal must reach either our handlers or the child's defaults, not a mixture.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     try:

@@ -5,6 +5,7 @@ Everything that looks at what moves is done under the agent's lock, or not at al
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -235,6 +236,11 @@ def _content(check: Check, path: Path, stem: str, todo: str) -> Findings:
             yield person(path, str(error), "it will fail; have it sent again")
 
 
+def _take_aside(agent: AgentDir, path: Path) -> None:
+    if mailbox.take(agent, path.name) == "unmovable":
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+
 def _claimed(check: Check, agent: AgentDir, path: Path, stem: str | None) -> Findings:
     """A message in progress that nobody works on: resumed by the next runner, or finished here when only that lacks."""
     try:
@@ -245,7 +251,7 @@ def _claimed(check: Check, agent: AgentDir, path: Path, stem: str | None) -> Fin
         return
     except Unreadable as error:
         what = f"is in progress and cannot be read: {error.reason}"
-        yield check.mend(path, what, "set aside in .unreadable/", lambda: mailbox.take(agent, path.name))
+        yield check.mend(path, what, "set aside in .unreadable/", lambda: _take_aside(agent, path))
         return
     attempt = mailbox.attempts(agent, stem)
     todo, reply = mailbox.look(agent, agent.name, stem, attempt)

@@ -19,6 +19,7 @@ from loom.spool.layout import AgentDir
 
 EVERY_S = 1.0  # however much comes from a model, the file is touched this seldom
 _MAX_BYTES = 1000
+_MOST_S = 1e8  # a longer promise than years is none
 
 
 class Heartbeat:
@@ -43,7 +44,7 @@ class Heartbeat:
         """For so long at most there may be no other sign: what is done now has a deadline of its own."""
         if self._agent is not None:
             self._last_s = time.monotonic()
-            _hint(self._agent.heartbeat, f"{within_s:g} {doing}")
+            _hint(self._agent.heartbeat, f"{min(within_s, _MOST_S):g} {doing}")
 
     def why(self, reason: str) -> None:
         """What keeps this message from getting on, in a line that begins with a shape's name."""
@@ -71,6 +72,15 @@ def clear(agent: AgentDir) -> None:
     if os.path.lexists(agent.why):
         try:
             fs.remove(agent.why)
+        except OSError:
+            pass
+
+
+def forget(agent: AgentDir) -> None:
+    """A promise ends with the process that gave it: before the next one starts."""
+    if os.path.lexists(agent.heartbeat):
+        try:
+            fs.remove(agent.heartbeat)
         except OSError:
             pass
 

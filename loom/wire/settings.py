@@ -26,6 +26,15 @@ class Setting:
     what: str
     choices: tuple[str, ...] = ()
     least: float = 0
+    most: float = inf
+
+
+MOST_S = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
+
+
+def _seconds(key: str, default: float, what: str, least: float = 0.1) -> Setting:
+    """A deadline."""
+    return Setting(key, "float", default, what, least=least, most=MOST_S)
 
 
 TABLE: tuple[Setting, ...] = (
@@ -61,15 +70,15 @@ TABLE: tuple[Setting, ...] = (
     Setting("goal.max_replans", "int", 2, "how often a goal is planned anew", least=0),
     Setting("goal.min_confidence", "float", 0.5, "a result below it would be asked about, and blocks", least=0),
     Setting("goal.order_timeout", "float", 1800.0, "seconds after which an order to a role is given up", least=1),
-    Setting("liveness.respond", "float", 600.0, "seconds a runner may work without a sign of it", least=0.1),
-    Setting("liveness.stopped", "float", 60.0, "seconds a stopped runner (SIGSTOP) may keep a message", least=0.1),
-    Setting("liveness.claim", "float", 0.0, "seconds until a claimed message is failed; 0: as long as it takes"),
-    Setting("liveness.lock", "float", 10.0, "seconds a process that is no runner may hold an agent's lock", least=0.1),
-    Setting("liveness.first_byte", "float", 120.0, "seconds a model server may take to begin", least=0.1),
-    Setting("liveness.silence", "float", 60.0, "seconds between two pieces of a model's answer", least=0.1),
-    Setting("liveness.keepalive", "float", 600.0, "seconds a server may only say that it is still there", least=0.1),
-    Setting("liveness.program", "float", 600.0, "seconds a model program may take for an answer", least=0.1),
-    Setting("liveness.tool", "float", 300.0, "seconds a tool call may take", least=0.1),
+    _seconds("liveness.respond", 600.0, "seconds a runner may work without a sign of it"),
+    _seconds("liveness.stopped", 60.0, "seconds a stopped runner (SIGSTOP) may keep a message"),
+    _seconds("liveness.claim", 0.0, "seconds until a claimed message is failed; 0: as long as it takes", least=0.0),
+    _seconds("liveness.lock", 10.0, "seconds a process that is no runner may hold an agent's lock"),
+    _seconds("liveness.first_byte", 120.0, "seconds a model server may take to begin"),
+    _seconds("liveness.silence", 60.0, "seconds between two pieces of a model's answer"),
+    _seconds("liveness.keepalive", 600.0, "seconds a server may only say that it is still there"),
+    _seconds("liveness.program", 600.0, "seconds a model program may take for an answer"),
+    _seconds("liveness.tool", 300.0, "seconds a tool call may take"),
     Setting(
         *("liveness.artifact_steps", "int", 12, "steps without anything new before a model is told; 0: never told"),
     ),
@@ -121,6 +130,7 @@ def check(key: str, value: Any, where: str) -> Any:
         return row.default
     if not _fits(row, value):
         least = f" of at least {row.least:g}" if row.type in ("int", "float") else ""
+        least += f", at most {row.most:g}" if row.most < inf else ""
         raise Config(f"{where}: {key} is {_shown(value)}, expected a {row.type}{least}")
     if row.choices and value not in row.choices:
         known = ", ".join(c for c in row.choices if c)
@@ -136,7 +146,7 @@ def _fits(row: Setting, value: object) -> bool:
     if isinstance(value, bool):
         return row.type == "bool"
     number = isinstance(value, int) if row.type == "int" else isinstance(value, int | float)
-    return number and row.least <= value < inf  # type: ignore[operator]
+    return number and row.least <= value <= row.most and value < inf  # type: ignore[operator]
 
 
 def _shown(value: object) -> str:

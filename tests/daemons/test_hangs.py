@@ -28,10 +28,10 @@ from loom.daemons import service
 from loom.proc import enclosure, toolcall
 from loom.proc.stopping import Stopping
 from loom.proc.toolbox import Tool
-from loom.spool import agents, heartbeat, locks, mailbox, threads, wake
+from loom.spool import agents, fsck, heartbeat, locks, mailbox, threads, wake
 from loom.spool.layout import AgentDir
 from loom.spool.logs import Log
-from loom.wire import hang
+from loom.wire import hang, ids, settings
 from loom.wire.agent import AgentSpec, Restart
 from loom.wire.chat import ToolSpec
 from loom.wire.message import Message
@@ -465,6 +465,30 @@ def test_a_peer_that_vanished_is_found_before_it_is_missed() -> None:
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chattr +i needs root")
+def test_nobody_is_restarted_for_what_cannot_be_taken_up(world: World) -> None:
+    agent, busy = hanging(world, "a", respond_s=0.3), hanging(world, "busy")
+    stuck = agent.in_progress / f"{ids.message_stem(1_700_000_000_000, bytes(10))}.msg"
+    stuck.write_bytes(b"{}")
+    if subprocess.run(["chattr", "+i", str(stuck)], capture_output=True).returncode:
+        pytest.skip("this file system has no immutable files")
+    try:
+        world.start(table=SERVED)
+        pid = pid_of(agent)
+        assert reply(busy, world.send(busy, "slow")).body == "done"  # far longer than the first may be silent
+        assert pid_of(agent) == pid and not records(agent)
+        findings = [f for f in fsck.check(world.home, repair=True) if f.path == stuck]
+        assert [f.status for f in findings] == ["person"]
+    finally:
+        subprocess.run(["chattr", "-i", str(stuck)], check=True)
+
+
+def test_no_deadline_is_longer_than_a_poll() -> None:
+    for setting in settings.TABLE:
+        if setting.key.startswith("liveness.") and setting.type == "float":
+            assert setting.most * 1000 < 2**31, setting.key
 
 
 # -- and who is not to be touched --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,29 @@ def test_a_supervisor_s_own_doorbell_is_made_again(world: World) -> None:
     bell = world.home.wake_fifo("supervisor")
     bell.unlink()
     wait_until(lambda: wake.ring(bell))
+
+
+def test_a_doorbell_that_cannot_be_made_costs_nobody_a_descriptor(world: World) -> None:
+    supervisor = world.start(sweep_s=0.2)
+    bell = world.home.wake_fifo("supervisor")
+    bell.unlink()
+    bell.mkdir()
+    wait_until(lambda: not _holds(supervisor.pid, bell))
+    agent = world.agent("a", SLEEP)
+    pid = int(wait_until(lambda: starts(agent))[0])  # its pidfd may have the number that the doorbell had
+    bell.rmdir()
+    wait_until(lambda: wake.ring(bell))
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(starts(agent)) == 2)
+
+
+def _holds(pid: int, path: Path) -> bool:
+    """Whether a process has this open, removed or not."""
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/{pid}/fd/{fd}").removesuffix(" (deleted)"))
+    return str(path) in found
 
 
 def test_of_those_forked_together_the_ones_that_cannot_be_watched_are_ended(tmp_path: Path) -> None:

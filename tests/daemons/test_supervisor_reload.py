@@ -396,6 +396,17 @@ def test_what_a_message_has_used_stays_counted(world: World, tmp_path: Path) -> 
 # -- what is handed over ---------------------------------------------------------------------------------------
 
 
+def test_what_a_foreign_runner_has_promised_stays_promised(world: World) -> None:
+    claims = "until mv $1/inbox/*.msg $1/inbox/.in-progress/; do sleep 0.05; done 2>/dev/null\n"
+    hangs = f"{READY}{claims}echo '1 working' >$1/heartbeat\nexec sleep 1000\n"
+    agent = world.agent("a", hangs, options={"respond_s": 2.0}, restart=Restart(policy="never"))
+    world.start()
+    world.send(agent)
+    wait_until(lambda: agent.heartbeat.exists() and agent.heartbeat.read_text())
+    reloaded(world)
+    wait_until(lambda: [r["error_type"] for r in records(agent)] == ["not_responding"])
+
+
 def _handover(who: locks.Incarnation, lock: int) -> handover.Handover:
     seen = Seen(running=True, ready=True, started_s=12.5, ran_asked="a", n=3, crashes=(1.0, 2.5), last="crash")
     process = Process(7, 8, lock, True, -1, "now", 5, frozenset({("x", 1), ("y", 2)}))
