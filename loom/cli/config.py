@@ -75,9 +75,9 @@ def _row(setting: Setting) -> str:
     kind = setting.type
     if any(setting.choices):
         kind = " or ".join(f"`{choice}`" for choice in setting.choices if choice)
+    elif setting.most < inf:
+        kind = f"{kind}, {setting.least:g} to {setting.most:g}"
     elif setting.least and kind in ("int", "float"):
         kind = f"{kind}, at least {setting.least:g}"
-    if setting.most < inf:
-        kind = f"{kind}, at most {setting.most:g}"
     default = f"`{shown(setting.default)}`" if setting.default not in ("", ()) else ""
     return f"| `{setting.key}` | {kind} | {default} | {setting.what} |"
