@@ -159,7 +159,7 @@ def test_a_goal_is_started_once_for_its_slot(loom: Loom):
     notes.mkdir()
     (notes / "a.md").write_text("Rivers flow to the sea. The sea is large.\n")
     goal = {"goal": "Write a digest of these documents.", "workspace": str(notes), "model": "builtin", "land": True}
-    loom("config")
+    loom.make_home()
     due(loom, "digest", HOUR, every="1h", **goal)
     [started, result] = loom("schedule", "run-due", "--json").objects
     assert started["event"] == "started" and result["exit_status"] == 0

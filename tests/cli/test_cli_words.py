@@ -83,6 +83,7 @@ def test_a_wrong_word_is_one_line_and_status_2(loom: Loom, words: tuple[str, ...
 
 
 def test_with_json_the_last_line_of_stdout_is_the_error(loom: Loom) -> None:
+    loom.make_home()
     said = loom("agent", "show", "nobody", "--json")
     (last,) = said.objects
     assert last["event"] == "error"
