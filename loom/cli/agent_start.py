@@ -17,7 +17,7 @@ from loom.spool.layout import Home
 from loom.wire import agent as wire
 from loom.wire import ids
 from loom.wire.agent import AgentLimits, AgentSpec, Restart
-from loom.wire.errors import BadInput, NotFound, Usage
+from loom.wire.errors import BadInput, Config, NotFound, Usage
 from loom.wire.record import record, replace
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
@@ -202,8 +202,11 @@ def open_and_load() -> tuple[Home, config.Loaded]:
     return home, config.load(home, os.environ)
 
 
-def existing(home: Home, name: str) -> tuple[AgentSpec | None, str]:
-    """(spec, prompt) of the agent of this name; (None, '') when there is none."""
+def existing(home: Home, name: str, *, anew: bool = False) -> tuple[AgentSpec | None, str]:
+    """(spec, prompt) of the agent of this name; (None, '') when there is none.
+
+    anew  an agent.json that cannot be read counts as none: it is about to be replaced. Else raises Config.
+    """
     directory = home.agent(name)
     if not directory.spec.exists():
         return None, ""
@@ -211,7 +214,12 @@ def existing(home: Home, name: str) -> tuple[AgentSpec | None, str]:
         prompt = texts.read_file(str(directory.prompt), 1 << 20)
     except (NotFound, BadInput):
         prompt = ""
-    return agents.read_spec(directory), prompt
+    try:
+        return agents.read_spec(directory), prompt
+    except Config:
+        if not anew:
+            raise
+        return None, prompt
 
 
 def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec:

@@ -51,6 +51,7 @@ def restart(name: str, timeout: float) -> None:
     """Stop the agent NAME and start it again; a claimed message is gone on with."""
     home = open_home()
     agent = agents.find(home, name)
+    agents.read_spec(agent)  # with one that cannot be read it would only end
     restart_runner(agent, timeout)
     ensure_supervisor(home)
     wake.ring_agent(home.wake, agent.name)
