@@ -11,14 +11,15 @@ from typing import Any
 
 import click
 
-from loom.cli import printing
+from loom.cli import agent_state, printing
 from loom.cli.firing import Outcome, serve
+from loom.cli.firing import check as check_job
 from loom.cli.following import take_up
 from loom.cli.groups import LazyGroup
 from loom.cli.homes import check_is_there, look_into_home, open_home
 from loom.cli.send import rouse
 from loom.core import schedule as core
-from loom.spool import agents, fs, schedules, wake, zones
+from loom.spool import fs, schedules, wake, zones
 from loom.spool.home import disk_error
 from loom.spool.layout import Home, ScheduleDir, default_home
 from loom.wire import exits
@@ -102,8 +103,9 @@ def _checked(home: Home, data: bytes, name: str) -> Job:
         zones.offset_of(job.zone)
     except LoomError as error:  # a line of the options says nothing to a person
         raise Usage(re.sub(rf"^{_OPTIONS}(:\d+)?: ", "", str(error)), hint=error.hint) from None
-    if job.to:
-        agents.find(home, job.to)
+    check_job(home, job)
+    if job.to and not agent_state.is_served(agent := home.agent(job.to)):
+        printing.note(agent_state.why_unserved(agent))
     return job
 
 
