@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from loom.cli import model_names, printing
-from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of
+from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of, warn_of_no_sandbox
 from loom.cli.ensure import ensure_supervisor
 from loom.spool import agents, locks, wake
 from loom.spool.config import Loaded
@@ -65,8 +65,7 @@ def check(home: Home, loaded: Loaded, spec: AgentSpec) -> None:
     surroundings = import_module(SURROUNDINGS)
     tool_s = surroundings.tool_s(home, spec.options)
     surroundings.grant(spec.tools, surroundings.tool_dirs(home, directory), {}, "/", tool_s)
-    if "run-shell" in spec.tools and not spec.unsafe_no_sandbox:
-        printing.note("run-shell has no sandbox in this version and refuses to run without --unsafe-no-sandbox")
+    warn_of_no_sandbox(spec)
     if spec.tools and WORKSPACE_ENV not in spec.env:
         printing.note(f"{spec.name} has tools and no workspace: tools for files will refuse; give it one with -w DIR")
 
