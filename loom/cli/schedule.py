@@ -308,7 +308,8 @@ def _say(outcome: Outcome, as_json: bool) -> None:
         printing.write("".join(f"{outcome.job} {outcome.what} {name}\n" for name in outcome.names))
     else:
         slot = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(outcome.slot))
-        printing.note(f"{outcome.job} {outcome.what} {slot}{': ' if outcome.why else ''}{outcome.why}")
+        say = printing.error if outcome.what == "failed" else printing.note
+        say(f"{outcome.job} {outcome.what} {slot}{': ' if outcome.why else ''}{outcome.why}")
 
 
 def _status(told: list[Outcome], errors: list[LoomError]) -> int:

@@ -98,6 +98,12 @@ def test_a_job_for_an_agent_that_is_stopped_is_added_with_a_warning(box: Loom):
     assert said.status == 0 and "w is stopped, so its mail waits" in said.err, said
 
 
+def test_why_a_slot_came_to_nothing_is_said_with_q_too(box: Loom):
+    due(box, "j", HOUR + 60, every="1h", to="w", driver="no-such-driver")
+    said = box("-q", "schedule", "run-due", "j")
+    assert said.status == 1 and "the driver 'no-such-driver' is no program that can be run" in said.err, said
+
+
 def test_ten_who_serve_a_job_at_once_serve_each_slot_once(box: Loom):
     due(box, "j", 5 * HOUR + 60, every="1h", to="w", body="hello", overlap="allow", catch_up="all")
     running = [box.start("schedule", "run-due", "--json") for _ in range(10)]
