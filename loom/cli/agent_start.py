@@ -11,9 +11,9 @@ import click
 
 from loom.cli import input as texts
 from loom.cli import printing
-from loom.cli.homes import open_home
+from loom.cli.homes import open_home, settings_of
 from loom.cli.params import Count, Seconds
-from loom.spool import agents, config
+from loom.spool import config
 from loom.spool.layout import Home
 from loom.wire import agent as wire
 from loom.wire import ids
@@ -216,7 +216,7 @@ def existing(home: Home, name: str, *, anew: bool = False) -> tuple[AgentSpec | 
     except (NotFound, BadInput):
         prompt = ""
     try:
-        return agents.read_spec(directory), prompt
+        return settings_of(directory), prompt
     except Config:
         if not anew:
             raise

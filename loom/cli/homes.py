@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from loom.spool import agents
 from loom.spool import home as homes
-from loom.spool.layout import Home, default_home
+from loom.spool.layout import AgentDir, Home, default_home
 from loom.wire import ids
-from loom.wire.errors import NotFound, Usage
+from loom.wire.agent import AgentSpec
+from loom.wire.errors import Config, NotFound, Usage
 
 
 def open_home() -> Home:
@@ -32,6 +34,16 @@ def check_is_there(place: Path) -> None:
     """Raises NotFound for a home that is not there."""
     if not place.exists():
         raise NotFound(f"there is no loom home in {place}", hint="set LOOM_HOME, or give --home DIR")
+
+
+def settings_of(agent: AgentDir) -> AgentSpec:
+    """What an agent is set to. Raises Config that says how to get out of settings that cannot be read."""
+    try:
+        return agents.read_spec(agent)
+    except Config as error:
+        if not error.hint and ids.is_agent(agent.name):
+            error.hint = f"give it new ones: loom agent start {agent.name} --detach --replace --model M"
+        raise
 
 
 def is_reserved(name: str) -> bool:

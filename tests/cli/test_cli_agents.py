@@ -496,6 +496,7 @@ def test_settings_that_cannot_be_read_are_named_by_restart_and_replaced_by_repla
     settings.write_bytes(settings.read_bytes()[:40])
     said = loom("agent", "restart", "sink")
     assert said.status == 78 and f"{settings} cannot be read" in said.err and "started" not in said.err
+    assert "loom agent start sink --detach --replace" in said.err
     assert loom(*start, "--model", "builtin/echo").status == 78
     said = loom(*start, "--replace", "--model", "builtin/echo", "--json")
     assert said.status == 0 and said.objects[0]["how"] == "changed", said
