@@ -15,6 +15,7 @@ import click
 
 from loom.cli import printing
 from loom.cli.homes import look_into_home
+from loom.cli.params import Count
 from loom.spool import agents
 from loom.wire import ids
 from loom.wire.errors import NotFound, Usage
@@ -32,7 +33,7 @@ _LOOK_S = 0.25  # where changes cannot be watched
 @click.command("logs")
 @click.argument("name")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what is added, over midnight too.")
-@click.option("-n", "--lines", type=click.IntRange(0), metavar="N", help=f"The last N lines; {LAST} by default.")
+@click.option("-n", "--lines", type=Count(0), metavar="N", help=f"The last N lines; {LAST} by default.")
 @click.option("--since", metavar="T", help="Only what came after: 90s, 10m, 2h, 1d ago, or a date or time in UTC.")
 @click.option("--json", "as_json", is_flag=True, help="The lines as they are, NDJSON.")
 def cli(name: str, follow: bool, lines: int | None, since: str | None, as_json: bool) -> None:

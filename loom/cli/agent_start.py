@@ -10,14 +10,15 @@ from typing import Any
 import click
 
 from loom.cli import input as texts
-from loom.cli.homes import open_home
-from loom.cli.params import Seconds
-from loom.spool import agents, config
+from loom.cli import printing
+from loom.cli.homes import open_home, settings_of
+from loom.cli.params import Count, Seconds
+from loom.spool import config
 from loom.spool.layout import Home
 from loom.wire import agent as wire
 from loom.wire import ids
 from loom.wire.agent import AgentLimits, AgentSpec, Restart
-from loom.wire.errors import BadInput, NotFound, Usage
+from loom.wire.errors import BadInput, Config, NotFound, Usage
 from loom.wire.record import record, replace
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
@@ -66,7 +67,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--thread", metavar="T", help="Keep the conversation under this name and go on with it."),
     click.option("--tools", metavar="A,B", help="Names of the granted tools."),
     click.option("--schema", metavar="FILE", help="A JSON Schema: the answer is JSON that fits it, else 65."),
-    click.option("--max-steps", type=click.IntRange(1), metavar="N", help="Ask the model so often for a message: 60."),
+    click.option("--max-steps", type=Count(1), metavar="N", help="Ask the model so often for a message: 60."),
     click.option("--attach", metavar="FILE", multiple=True, help="An image or a text file to go with it; repeatable."),
     click.option(
         "--resume",
@@ -80,7 +81,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--restart", type=click.Choice(wire.POLICIES), help="With --detach: when to start it again."),
     click.option("--restart-base", type=Seconds(), metavar="S", help="Seconds before the first restart."),
     click.option("--restart-max", type=Seconds(), metavar="S", help="Seconds before a restart at most."),
-    click.option("--restart-limit", type=click.IntRange(1), metavar="N", help="Crashes within the window until dead."),
+    click.option("--restart-limit", type=Count(1), metavar="N", help="Crashes within the window until dead."),
     click.option("--restart-window", type=Seconds(), metavar="S", help="Seconds in which crashes count."),
     click.option("--scale", type=click.Choice(("one", "to-zero")), help="to-zero: a process only while there is mail."),
     click.option("--limit", metavar="K=V", multiple=True, help="memory, cpu_s, files, processes or disk; repeatable."),
@@ -89,7 +90,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--json", is_flag=True, help="Print NDJSON events; with --detach one object."),
     click.option(
         "--max-input",
-        type=click.IntRange(1),
+        type=Count(1),
         default=texts.MAX_BYTES,
         show_default=True,
         metavar="BYTES",
@@ -202,8 +203,11 @@ def open_and_load() -> tuple[Home, config.Loaded]:
     return home, config.load(home, os.environ)
 
 
-def existing(home: Home, name: str) -> tuple[AgentSpec | None, str]:
-    """(spec, prompt) of the agent of this name; (None, '') when there is none."""
+def existing(home: Home, name: str, *, anew: bool = False) -> tuple[AgentSpec | None, str]:
+    """(spec, prompt) of the agent of this name; (None, '') when there is none.
+
+    anew  an agent.json that cannot be read counts as none: it is about to be replaced. Else raises Config.
+    """
     directory = home.agent(name)
     if not directory.spec.exists():
         return None, ""
@@ -211,7 +215,12 @@ def existing(home: Home, name: str) -> tuple[AgentSpec | None, str]:
         prompt = texts.read_file(str(directory.prompt), 1 << 20)
     except (NotFound, BadInput):
         prompt = ""
-    return agents.read_spec(directory), prompt
+    try:
+        return settings_of(directory), prompt
+    except Config:
+        if not anew:
+            raise
+        return None, prompt
 
 
 def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec:
@@ -281,6 +290,12 @@ def workspace(given: str) -> str:
     if not path.is_dir():
         raise NotFound(f"the workspace {given!r} is no directory", hint="make it first, or correct -w")
     return str(path)
+
+
+def warn_of_no_sandbox(spec: AgentSpec) -> None:
+    """Say beforehand that a granted `run-shell` is going to refuse."""
+    if "run-shell" in spec.tools and not spec.unsafe_no_sandbox:
+        printing.note("run-shell has no sandbox in this version and refuses to run without --unsafe-no-sandbox")
 
 
 def system_of(o: Options, base: str) -> str:

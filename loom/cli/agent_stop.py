@@ -10,7 +10,7 @@ import click
 
 from loom.cli import printing
 from loom.cli.ensure import ensure_supervisor, restart_runner
-from loom.cli.homes import open_home
+from loom.cli.homes import open_home, settings_of
 from loom.cli.params import Seconds
 from loom.proc import pidfd
 from loom.spool import agents, fs, locks, wake
@@ -51,6 +51,7 @@ def restart(name: str, timeout: float) -> None:
     """Stop the agent NAME and start it again; a claimed message is gone on with."""
     home = open_home()
     agent = agents.find(home, name)
+    settings_of(agent)  # with one that cannot be read it would only end
     restart_runner(agent, timeout)
     ensure_supervisor(home)
     wake.ring_agent(home.wake, agent.name)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from loom.cli import model_names, printing
-from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of
+from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of, warn_of_no_sandbox
 from loom.cli.ensure import ensure_supervisor
 from loom.spool import agents, locks, wake
 from loom.spool.config import Loaded
@@ -22,20 +22,21 @@ SURROUNDINGS = "loom.daemons.surroundings"
 def start(o: Options) -> int:
     """Make the agent, or say that it is there; see that it runs. The exit status."""
     home, loaded = open_and_load()
-    base, base_prompt = existing(home, o.name)
+    base, base_prompt = existing(home, o.name, anew=o.replace)
     spec, prompt = settled(home, loaded, spec_of(o, base, loaded["model"])), system_of(o, base_prompt)
+    directory = home.agent(o.name)
+    is_new = not directory.spec.exists()
     changed = base is not None and _difference(base, base_prompt, spec, prompt)
     if changed and not o.replace:
         raise Usage(f"agent {o.name} exists with {changed}", hint="to give it the new settings, add --replace")
     check(home, loaded, spec)
-    directory = home.agent(o.name)
     if base is None or changed:
         agents.create(home, spec, prompt, "up")
     elif agents.read_want(directory) != "demand" and not _runs(directory):
         agents.write_want(directory, "up")  # also when it says so already: a person asks
     ensure_supervisor(home)
     wake.ring_agent(home.wake, o.name)
-    how = "created" if base is None else "changed" if changed else "unchanged"
+    how = "created" if is_new else "changed" if base is None or changed else "unchanged"
     if o.json:
         told = {"v": 1, "agent": o.name, "how": how, "model": spec.model, "directory": str(directory.path)}
         printing.json_line(told)
@@ -64,8 +65,7 @@ def check(home: Home, loaded: Loaded, spec: AgentSpec) -> None:
     surroundings = import_module(SURROUNDINGS)
     tool_s = surroundings.tool_s(home, spec.options)
     surroundings.grant(spec.tools, surroundings.tool_dirs(home, directory), {}, "/", tool_s)
-    if "run-shell" in spec.tools and not spec.unsafe_no_sandbox:
-        printing.note("run-shell has no sandbox in this version and refuses to run without --unsafe-no-sandbox")
+    warn_of_no_sandbox(spec)
     if spec.tools and WORKSPACE_ENV not in spec.env:
         printing.note(f"{spec.name} has tools and no workspace: tools for files will refuse; give it one with -w DIR")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from loom.cli import input as texts
 from loom.cli import printing
-from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of
+from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of, warn_of_no_sandbox
 from loom.proc.stopping import Leaving, Stopping
 from loom.spool.home import disk_error
 from loom.spool.layout import Home
@@ -153,6 +153,7 @@ def settings(o: Options) -> tuple[Home, Any, str]:
     spec = spec_of(o, base, loaded["model"])
     if WORKSPACE_ENV not in spec.env:
         spec = replace(spec, env={**spec.env, WORKSPACE_ENV: os.getcwd()})
+    warn_of_no_sandbox(spec)
     return home, spec, system_of(o, base_prompt)
 
 

@@ -25,7 +25,8 @@ from loom.proc import toolchild
 from loom.spool import agents, bodies, goals, logs, mailbox, schedules, zones
 from loom.spool.layout import Home, ScheduleDir
 from loom.wire import ids
-from loom.wire.errors import BadInput, Config, Disk, LoomError, TryLater, WorkFailed
+from loom.wire.errors import BadInput, Config, Disk, LoomError, NotFound, TryLater, WorkFailed
+from loom.wire.goal import GoalSpec
 from loom.wire.jsontext import Malformed, dumps, loads_object
 from loom.wire.message import Message
 from loom.wire.record import record
@@ -66,6 +67,39 @@ def serve(home: Home, name: str, now: Callable[[], float] = time.time) -> list[O
         finally:
             service.log.close()
         return service.outcomes
+
+
+def check(home: Home, job: Job) -> None:
+    """Raise what would keep each slot of this job from leading to anything, as far as that can be known before."""
+    if job.goal:
+        _goal_spec(home, job, int(time.time()))
+        return
+    agents.find(home, job.to)
+    if job.driver:
+        _driver_command(home, job)
+
+
+def _goal_spec(home: Home, job: Job, slot: int) -> GoalSpec:
+    """The goal of a slot. Raises LoomError for a workspace or models that nobody could use."""
+    return spec_of(
+        home,
+        ids.slot_goal(job.name, slot, day_of(slot * 1000).replace("-", "")),
+        job.goal,
+        slot * 1000,
+        source=source_of(job.workspace or None, home.path.resolve()),
+        model=job.model or None,
+        land=job.land,
+        by=f"{SENDER} {job.name}",
+    )
+
+
+def _driver_command(home: Home, job: Job) -> list[str]:
+    """The driver with its arguments. Raises NotFound for what is no program."""
+    program, *words = job.driver
+    found = os.path.join(home.schedules, program) if "/" in program else shutil.which(program)
+    if found is None or not os.access(found, os.X_OK) or os.path.isdir(found):
+        raise NotFound(f"the driver {program!r} is no program that can be run", hint="correct `driver`, or: chmod +x")
+    return [found, *words]
 
 
 class _Service:
@@ -120,9 +154,8 @@ class _Service:
         """The slots with the intent of this one. Raises LoomError when it leads to nothing."""
         job = self.job
         if job.goal:
-            name = ids.slot_goal(job.name, slot, day_of(slot * 1000).replace("-", ""))
-            self._goal_spec(name, slot)
-            return replace(slots, intent=Intent(slot, goal=name), trouble={})
+            spec = _goal_spec(self.home, job, slot)
+            return replace(slots, intent=Intent(slot, goal=spec.id), trouble={})
         agents.find(self.home, job.to)
         if not job.driver:
             post = Post(ids.slot_stem(job.name, slot), job.to, job.body, job.thread)
@@ -165,27 +198,13 @@ class _Service:
         message = Message(ids.ulid_of(post.name), SENDER, slot * 1000, post.body, thread=post.thread)
         mailbox.deliver(agent, post.name, bodies.encode(self.home.blobs, message))
 
-    def _goal_spec(self, name: str, slot: int) -> Any:
-        job = self.job
-        source = source_of(job.workspace or None, self.home.path.resolve())
-        return spec_of(
-            self.home,
-            name,
-            job.goal,
-            slot * 1000,
-            source=source,
-            model=job.model or None,
-            land=job.land,
-            by=f"{SENDER} {job.name}",
-        )
-
     def _start_goal(self, name: str, slot: int) -> None:
         if self.home.goal(name).document.exists():
             goals.settle(
                 self.home
             )  # made by whoever died before its intent was taken away, and perhaps before its sync
         else:
-            goals.create(self.home, self._goal_spec(name, slot))
+            goals.create(self.home, _goal_spec(self.home, self.job, slot))
 
     # -- overlap -----------------------------------------------------------------------------------------------------
 
@@ -218,7 +237,7 @@ class _Service:
 
         try:
             ended = toolchild.run(
-                self._driver_command(),
+                _driver_command(self.home, job),
                 dumps(state) + b"\n",
                 env=toolchild.environment(
                     {"LOOM_HOME": str(self.home.path), "LOOM_JOB": job.name, "LOOM_SLOT": str(slot)}
@@ -240,16 +259,6 @@ class _Service:
             how = f"was killed by signal {-ended.exit_code}" if ended.exit_code < 0 else f"exited {ended.exit_code}"
             raise WorkFailed(f"the driver {how}{words}")
         return report_of(b"\n".join([*printed, ended.last_line or b""]))
-
-    def _driver_command(self) -> list[str]:
-        program, *words = self.job.driver
-        if "/" in program:
-            found: str | None = os.path.join(self.home.schedules, program)
-        else:
-            found = shutil.which(program)
-        if found is None or not os.access(found, os.X_OK) or os.path.isdir(found):
-            raise Config(f"the driver {program!r} is no program that can be run", hint="correct `driver`, or: chmod +x")
-        return [found, *words]
 
     # -- keeping and telling -----------------------------------------------------------------------------------------
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import click
 
 from loom.cli import printing
-from loom.cli.homes import open_home
+from loom.cli.homes import check_is_there, open_home
 from loom.core.retention import Policy
 from loom.spool import config, retention
 from loom.spool.broom import Report, tell_nobody
 from loom.spool.layout import default_home
-from loom.wire.errors import NotFound
 
 
 @click.command("gc")
@@ -24,9 +23,7 @@ def cli(dry_run: bool, as_json: bool) -> None:
 
     Messages, with their turns, go to archive/ in the home. How old things get: retention.* in config.yml.
     """
-    place = default_home(os.environ)
-    if not place.exists():  # a slip in a crontab should not make one
-        raise NotFound(f"there is no loom home in {place}", hint="set LOOM_HOME, or give --home DIR")
+    check_is_there(default_home(os.environ))  # a slip in a crontab should not make one
     home = open_home()
     policy = policy_of(config.load(home, os.environ))
 

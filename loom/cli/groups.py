@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from loom.cli.words import nearest
-from loom.wire.errors import Usage
+from loom.cli.words import unknown
 
 Table = Mapping[str, tuple[str, str]]
 
@@ -33,7 +32,7 @@ class LazyGroup(click.Group):
         name = args[0] if args else ""
         command = self.get_command(ctx, name)
         if command is None:
-            raise unknown(name, self.table, ctx.command_path)
+            raise unknown(name, self.table, ctx.command_path.removeprefix("loom "))
         return name, command, args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -46,8 +45,3 @@ def load(target: str) -> click.Command:
     module, _, attribute = target.partition(":")
     command: Any = getattr(import_module(module), attribute or "cli")
     return command  # type: ignore[no-any-return]
-
-
-def unknown(name: str, known: Mapping[str, Any], path: str) -> Usage:
-    """The error for a command that does not exist."""
-    return Usage(f"{path} has no command {name!r}", hint=nearest(name, known) or f"see: {path} --help")

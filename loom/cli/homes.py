@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from loom.spool import agents
 from loom.spool import home as homes
-from loom.spool.layout import Home, default_home
+from loom.spool.layout import AgentDir, Home, default_home
 from loom.wire import ids
-from loom.wire.errors import Usage
+from loom.wire.agent import AgentSpec
+from loom.wire.errors import Config, NotFound, Usage
 
 
 def open_home() -> Home:
@@ -15,9 +18,32 @@ def open_home() -> Home:
     return homes.open_home(default_home(os.environ))
 
 
-def look_into_home() -> Home:
-    """The same for a command that only shows: it needs no right to write. Raises Config and Disk."""
-    return homes.look_into(default_home(os.environ))
+def look_into_home(*, is_needed: bool = True) -> Home:
+    """The same for a command that only shows: it makes no home, and needs no right to write.
+
+    A home that was named and is not there is a slip: raises NotFound, unless it `is_needed` for no more than settings;
+    Config and Disk as open_home does.
+    """
+    place = default_home(os.environ)
+    if is_needed and os.environ.get("LOOM_HOME"):
+        check_is_there(place)
+    return homes.look_into(place)
+
+
+def check_is_there(place: Path) -> None:
+    """Raises NotFound for a home that is not there."""
+    if not place.exists():
+        raise NotFound(f"there is no loom home in {place}", hint="set LOOM_HOME, or give --home DIR")
+
+
+def settings_of(agent: AgentDir) -> AgentSpec:
+    """What an agent is set to. Raises Config that says how to get out of settings that cannot be read."""
+    try:
+        return agents.read_spec(agent)
+    except Config as error:
+        if not error.hint and ids.is_agent(agent.name):
+            error.hint = f"give it new ones: loom agent start {agent.name} --detach --replace --model M"
+        raise
 
 
 def is_reserved(name: str) -> bool:

@@ -17,16 +17,16 @@ def stdin_is_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def read_stdin(limit: int = MAX_BYTES) -> str:
-    """All of stdin. Raises BadInput when it is empty, no text or over the limit."""
+def read_stdin(limit: int = MAX_BYTES, to: str = "answer") -> str:
+    """All of stdin, which is there `to` be answered or sent. Raises BadInput: empty, no text, over the limit."""
     try:
         data = b"" if sys.stdin is None else _read(sys.stdin.buffer, limit + 1)
     except OSError as error:
         raise BadInput(f"stdin cannot be read: {error.strerror}") from None
-    return decode(data, "stdin", limit)
+    return decode(data, "stdin", limit, to)
 
 
-def read_file(path: str, limit: int = MAX_BYTES) -> str:
+def read_file(path: str, limit: int = MAX_BYTES, to: str = "answer") -> str:
     """All of a file. Raises NotFound, and BadInput as read_stdin does."""
     try:
         with Path(path).open("rb") as file:
@@ -35,7 +35,7 @@ def read_file(path: str, limit: int = MAX_BYTES) -> str:
         raise NotFound(f"there is no file {path!r}") from None
     except OSError as error:
         raise BadInput(f"{path!r} cannot be read: {error.strerror}") from None
-    return decode(data, repr(path), limit)
+    return decode(data, repr(path), limit, to)
 
 
 def _read(file: BinaryIO, size: int) -> bytes:
@@ -47,7 +47,7 @@ def _read(file: BinaryIO, size: int) -> bytes:
     return b"".join(chunks)
 
 
-def decode(data: bytes, what: str, limit: int) -> str:
+def decode(data: bytes, what: str, limit: int, to: str = "answer") -> str:
     """Bytes as text that says something."""
     if len(data) > limit:
         raise BadInput(f"{what} holds more than {limit} bytes", hint="send less, or raise the limit with --max-input")
@@ -55,17 +55,17 @@ def decode(data: bytes, what: str, limit: int) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(f"{what} is not text: no UTF-8 at byte {error.start}") from None
-    return check(text, what)
+    return check(text, what, to)
 
 
-def check(text: str, what: str) -> str:
+def check(text: str, what: str, to: str = "answer") -> str:
     """The text itself. Raises BadInput when it is empty or could not be written to a file."""
     if "\0" in text:
         raise BadInput(f"{what} is not text: it holds a NUL character")
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
         raise BadInput(f"{what} is not text: it is no UTF-8")
     if not text.strip():
-        raise BadInput(f"{what} is empty", hint="there is nothing to answer")
+        raise BadInput(f"{what} is empty", hint=f"there is nothing to {to}")
     return text
 
 

@@ -60,15 +60,8 @@ GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
         },
     ),
 )
-# Words that are taken: what they will mean stands in docs/cli.md.
-PLANNED = frozenset(
-    (
-        *("why", "top", "trace", "search", "playbook"),
-        *("skill", "tool", "policy", "serve", "mcp-serve", "tui", "bot", "demo"),
-    )
-)
-
-GROUPED = frozenset(("goal", "agent", "supervisor", "secret", "schedule", "pipe"))  # whose first argument is a command
+# Whose first argument is a command.
+GROUPED = frozenset(("goal", "agent", "supervisor", "model", "secret", "schedule", "pipe"))
 COMMANDS = {name: entry for _, commands in GROUPS for name, entry in commands.items()}
 
 USAGE = """\
@@ -86,6 +79,7 @@ Options before the command:
   --version    print the version
   -h, --help   print this
 """
+GLOBAL = frozenset(("--home", "-q", "--quiet", "-v", "--verbose", "--debug", "--version"))  # as OPTIONS tells
 
 
 class _Terminated(BaseException):
@@ -158,12 +152,9 @@ def _dispatch(args: list[str], chosen: _Global) -> int:
             return exits.DONE
     name = rest[0]
     if name not in COMMANDS:
-        if name in PLANNED:
-            raise Usage(f"{name!r} is planned and not part of this version", hint="see: loom help")
-        from loom.cli.words import nearest
+        from loom.cli.words import unknown
 
-        hint = nearest(name, COMMANDS) or "see: loom help"
-        raise Usage(f"there is no command {name!r}", hint=hint)
+        raise unknown(name, COMMANDS)
     return _run(name, rest[1:], chosen)
 
 
@@ -220,22 +211,32 @@ def _run(name: str, args: list[str], chosen: _Global) -> int:
     command = load(COMMANDS[name][0])
     # make_context and invoke are what click's main() does, without its own ideas about errors and broken pipes.
     try:
-        with command.make_context(f"loom {name}", args) as context:
+        with command.make_context(f"loom {name}", args, help_option_names=["-h", "--help"]) as context:
             result: Any = command.invoke(context)
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.Abort:
         return exits.INTERRUPTED
     except click.UsageError as error:
-        raise _usage(error) from None
+        raise _usage(error, name, args) from None
     return result if isinstance(result, int) and not isinstance(result, bool) else exits.DONE
 
 
-def _usage(error: Any) -> Usage:
-    """click's error as one line of ours."""
+def _usage(error: Any, name: str, args: list[str]) -> Usage:
+    """click's error about the command `name` as one line of ours."""
+    from loom.cli.words import PLANNED_IN, planned
+
     text = " ".join(error.format_message().split()).rstrip(".")
-    path = error.ctx.command_path if error.ctx is not None else "loom"
-    return Usage(text[:1].lower() + text[1:], hint=f"see: {path} --help")
+    grouped = name in GROUPED and args and not args[0].startswith("-")
+    path = error.ctx.command_path if error.ctx is not None else f"loom {name} {args[0]}" if grouped else f"loom {name}"
+    hint = f"see: {path} --help"
+    option = getattr(error, "option_name", "")
+    if option in PLANNED_IN.get(name, ()):
+        return planned(option, path)
+    if option in GLOBAL:
+        hint = f"it stands before the command: loom {option} {path.removeprefix('loom ')} …"
+        text = f"{path} has no option {option!r}"
+    return Usage(text[:1].lower() + text[1:], hint=hint)
 
 
 def _ended(error: LoomError, chosen: _Global, cause: BaseException | None = None) -> int:

@@ -14,7 +14,7 @@ import click
 
 from loom.cli import model_names, printing
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import open_home
+from loom.cli.homes import look_into_home
 from loom.models import keys, proxies, registry
 from loom.models.base import Model, ModelContext
 from loom.spool import config as settings_file
@@ -44,7 +44,7 @@ cli = LazyGroup(
 
 
 def _context() -> tuple[ModelContext, Loaded]:
-    home = open_home()
+    home = look_into_home(is_needed=False)
     loaded = settings_file.load(home, os.environ)
     return model_names.context(home, loaded, os.environ, os.getcwd()), loaded
 

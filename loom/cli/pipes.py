@@ -12,7 +12,7 @@ from loom.cli import agent_state, printing, weaving
 from loom.cli import input as texts
 from loom.cli.ensure import ensure_supervisor
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import open_home
+from loom.cli.homes import look_into_home, open_home
 from loom.core import pipes as core
 from loom.core.routing import end_of
 from loom.core.weave import parse_operators
@@ -100,7 +100,7 @@ def _program(command: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def pipes(as_json: bool) -> None:
     """List the pipes and their instances: one for each route that leads through them, with what it holds."""
-    home = open_home()
+    home = look_into_home()
     known = weaving.pipes(home)
     rows = []
     routes = {end_of(route): route for route in weaving.routes(home) if route.pipe}

@@ -42,6 +42,11 @@ def describe(state: GoalState, event: Event) -> str | None:
     return None
 
 
+def is_failure(event: Event) -> bool:
+    """Whether a goal, or its landing, has come to nothing with this event."""
+    return event.type in ("goal.failed", "goal.cancelled") or (event.type == "goal.landed" and not event.data["ok"])
+
+
 def counter(state: GoalState) -> str:
     """`[ 3/12]`: how many subtasks are applied."""
     total = len(state.subtasks)

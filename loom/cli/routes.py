@@ -6,7 +6,7 @@ import click
 
 from loom.cli import printing, weaving
 from loom.cli.ensure import ensure_supervisor
-from loom.cli.homes import open_home
+from loom.cli.homes import look_into_home, open_home
 from loom.cli.words import nearest
 from loom.core.routing import circle, end_of
 from loom.spool import agents, tally
@@ -72,7 +72,7 @@ def unroute(source: str, to: str, pipe: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def routes(as_json: bool) -> None:
     """List the routes, how many messages went along each and when the last did."""
-    home = open_home()
+    home = look_into_home()
     counts = tally.read(home.agent("router"))
     rows = []
     for one in weaving.routes(home):

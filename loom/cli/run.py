@@ -209,7 +209,8 @@ def follow(home: Home, directory: GoalDir, as_json: bool) -> int:
             if as_json:
                 printing.json_line({"event": event.type, "seq": event.seq, "ts": event.ts, "data": dict(event.data)})
             elif (text := progress.describe(follower.state, event)) is not None:
-                printing.note(f"  {text}")
+                say = printing.error if progress.is_failure(event) else printing.note  # an error is said with -q too
+                say(f"  {text}")
             # The last event of a batch decides: a landing that was asked for follows the completion at once.
             if event.seq == follower.state.seq and follower.is_over:
                 return _finish(follower, directory, as_json)

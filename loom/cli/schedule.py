@@ -11,18 +11,19 @@ from typing import Any
 
 import click
 
-from loom.cli import printing
+from loom.cli import agent_state, printing
 from loom.cli.firing import Outcome, serve
+from loom.cli.firing import check as check_job
 from loom.cli.following import take_up
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import open_home
+from loom.cli.homes import check_is_there, look_into_home, open_home
 from loom.cli.send import rouse
 from loom.core import schedule as core
-from loom.spool import agents, fs, schedules, wake, zones
+from loom.spool import fs, schedules, wake, zones
 from loom.spool.home import disk_error
 from loom.spool.layout import Home, ScheduleDir, default_home
 from loom.wire import exits
-from loom.wire.errors import LoomError, NotFound, TryLater, Usage
+from loom.wire.errors import LoomError, TryLater, Usage
 from loom.wire.record import record
 from loom.wire.schedule import CATCH_UPS, OVERLAPS, Job, Slots, duration_text
 
@@ -102,8 +103,9 @@ def _checked(home: Home, data: bytes, name: str) -> Job:
         zones.offset_of(job.zone)
     except LoomError as error:  # a line of the options says nothing to a person
         raise Usage(re.sub(rf"^{_OPTIONS}(:\d+)?: ", "", str(error)), hint=error.hint) from None
-    if job.to:
-        agents.find(home, job.to)
+    check_job(home, job)
+    if job.to and not agent_state.is_served(agent := home.agent(job.to)):
+        printing.note(agent_state.why_unserved(agent))
     return job
 
 
@@ -189,7 +191,7 @@ def _told(known: _Known) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def ls(as_json: bool) -> None:
     """List all jobs: when they are due, what they do, when they did it last, and what went wrong."""
-    home = open_home()
+    home = look_into_home()
     found = [_look(home.schedule(name)) for name in schedules.names(home)]
     if as_json:
         printing.json_line({"v": 1, "schedules": [_told(known) for known in found]})
@@ -208,7 +210,7 @@ def ls(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(name: str, as_json: bool) -> None:
     """Print one job: its definition, its next slots, and what is known of those before."""
-    home = open_home()
+    home = look_into_home()
     place = schedules.find(home, name)
     known = _look(place)
     told = _told(known)
@@ -257,8 +259,7 @@ def run_due(names: tuple[str, ...], as_json: bool) -> int:
 
     Ends with 1 when a slot came to nothing, else with 75 or 74 when something has to be tried again later.
     """
-    if not default_home(os.environ).exists():  # a slip in a crontab should not make one
-        raise NotFound(f"there is no loom home in {default_home(os.environ)}", hint="set LOOM_HOME, or give --home DIR")
+    check_is_there(default_home(os.environ))  # a slip in a crontab should not make one
     home = open_home()
     told: list[Outcome] = []
     errors: list[LoomError] = []
@@ -307,7 +308,8 @@ def _say(outcome: Outcome, as_json: bool) -> None:
         printing.write("".join(f"{outcome.job} {outcome.what} {name}\n" for name in outcome.names))
     else:
         slot = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(outcome.slot))
-        printing.note(f"{outcome.job} {outcome.what} {slot}{': ' if outcome.why else ''}{outcome.why}")
+        say = printing.error if outcome.what == "failed" else printing.note
+        say(f"{outcome.job} {outcome.what} {slot}{': ' if outcome.why else ''}{outcome.why}")
 
 
 def _status(told: list[Outcome], errors: list[LoomError]) -> int:

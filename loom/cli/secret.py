@@ -9,7 +9,7 @@ import click
 from loom.cli import input as texts
 from loom.cli import printing
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import open_home
+from loom.cli.homes import look_into_home, open_home
 from loom.spool import secrets
 from loom.wire.errors import BadInput, Usage
 
@@ -59,7 +59,7 @@ def _piped() -> str:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def ls(as_json: bool) -> None:
     """Print the names of the stored keys."""
-    names = secrets.names(open_home())
+    names = secrets.names(look_into_home())
     if as_json:
         printing.json_line({"v": 1, "secrets": names})
         return

@@ -12,7 +12,7 @@ from loom.cli import agent_state, attaching, printing
 from loom.cli import input as texts
 from loom.cli.attaching import Image
 from loom.cli.homes import open_home
-from loom.cli.params import Seconds
+from loom.cli.params import Count, Seconds
 from loom.spool import agents, bodies, locks, mailbox, wake
 from loom.spool.home import disk_error
 from loom.spool.layout import AgentDir, Home
@@ -38,7 +38,7 @@ _POLL_S = (0.005, 0.2)
 @click.option("--name", "stem", metavar="STEM", help="The message's name, so that sending twice is sending once.")
 @click.option(
     "--max-input",
-    type=click.IntRange(1),
+    type=Count(1),
     default=texts.MAX_BYTES,
     show_default=True,
     metavar="BYTES",
@@ -103,12 +103,12 @@ def cli(
 
 def _body(text: str | None, file: str | None, limit: int) -> str:
     if text is not None:
-        return texts.check(text, "TEXT")
+        return texts.check(text, "TEXT", "send")
     if file is not None:
-        return texts.read_file(file, limit)
+        return texts.read_file(file, limit, "send")
     if texts.stdin_is_terminal():
         raise Usage("nothing to send", hint="give TEXT, --file F, or pipe it in")
-    return texts.read_stdin(limit)
+    return texts.read_stdin(limit, "send")
 
 
 def _checked_stem(stem: str) -> str:

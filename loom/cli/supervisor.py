@@ -10,6 +10,7 @@ from importlib import import_module
 import click
 
 from loom.cli import agent_state, ensure, printing
+from loom.cli.groups import LazyGroup
 from loom.cli.homes import is_reserved, look_into_home, open_home
 from loom.cli.params import Seconds
 from loom.proc import notify, reexec
@@ -17,13 +18,20 @@ from loom.spool import agents, running
 from loom.spool.layout import Home
 from loom.wire.errors import Config, TryLater
 
+_HERE = "loom.cli.supervisor"
+cli = LazyGroup(
+    "supervisor",
+    {
+        "run": (f"{_HERE}:run", "run in the foreground until SIGTERM"),
+        "status": (f"{_HERE}:status", "whether a supervisor runs, and how its agents are"),
+        "reload": (f"{_HERE}:reload", "have it run the code that is installed now"),
+        "stop": (f"{_HERE}:stop", "stop all agents and the supervisor"),
+    },
+    help="The process that runs agents in the background; started by itself when needed.",
+)
 
-@click.group("supervisor", help="The process that runs agents in the background; started by itself when needed.")
-def cli() -> None:
-    pass
 
-
-@cli.command(help="Run in the foreground until SIGTERM: for systemd, or to watch it at work.")
+@click.command(help="Run in the foreground until SIGTERM: for systemd, or to watch it at work.")
 @click.option("--on-demand", is_flag=True, help="Leave after 30 s without anything to do.")
 def run(on_demand: bool) -> int:
     home = open_home()
@@ -47,7 +55,7 @@ def _shed_environment(home: Home) -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], clean)
 
 
-@cli.command(help="Whether a supervisor runs, and how its agents are.")
+@click.command(help="Whether a supervisor runs, and how its agents are.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(as_json: bool) -> None:
     home = look_into_home()
@@ -82,7 +90,7 @@ def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
 
 
-@cli.command(help="Have the supervisor run the code that is installed now; no agent is stopped.")
+@click.command(help="Have the supervisor run the code that is installed now; no agent is stopped.")
 @click.option("--timeout", type=Seconds(), default=90.0, show_default=True, help="Seconds to wait for it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def reload(timeout: float, as_json: bool) -> None:
@@ -97,7 +105,7 @@ def reload(timeout: float, as_json: bool) -> None:
     printing.line(f"pid {now.pid}: {before.code} → {now.code}{same}")
 
 
-@cli.command(help="Stop all agents and the supervisor; what is wanted stays and goes on with the next start.")
+@click.command(help="Stop all agents and the supervisor; what is wanted stays and goes on with the next start.")
 @click.option("--timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds to wait for it.")
 def stop(timeout: float) -> None:
     home = open_home()

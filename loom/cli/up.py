@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -71,10 +72,12 @@ def bring_up(home: Home, weave: Weave, path: Path) -> list[Change]:
     started, so that no answer finds its route missing.
     """
     standing = weaving.standing(home)
-    file = str(path)
-    if why := core.foreign(weave, standing, file):
-        raise Config(f"{weave.name} cannot be brought up: {why}", hint="rename it here, or take the other down")
-    _check_pipes(home, weave)
+    file = weaving.shown(path)
+    if found := core.foreign(weave, standing, str(path)):
+        raise Config(f"{file}:{found.line}: {weave.name} cannot be brought up: {found.why}", hint=found.hint)
+    for name in weave.pipes:
+        with _at_line(file, weave, name):
+            _check_pipe(home, weave, name)
     routes = _joined_routes(home, weave)
     changes = core.changes(weave, standing)
     specs = _settled(home, weave, path, changes)
@@ -100,15 +103,23 @@ def bring_up(home: Home, weave: Weave, path: Path) -> list[Change]:
     return changes
 
 
-def _check_pipes(home: Home, weave: Weave) -> None:
+@contextmanager
+def _at_line(file: str, weave: Weave, name: str) -> Iterator[None]:
+    """What is wrong with this agent or pipe is wrong in the file: Config with its line, whatever it was."""
+    try:
+        yield
+    except (Config, NotFound, Usage) as error:
+        kind = error.kind if isinstance(error, Config) else ""
+        raise Config(f"{file}:{weave.lines[name]}: {error}", hint=error.hint, kind=kind) from None
+
+
+def _check_pipe(home: Home, weave: Weave, name: str) -> None:
     from loom.cli import pipes
 
-    known = weaving.pipes(home)
-    for name, operators in weave.pipes.items():
-        if name in known and known[name].weave != weave.name:
-            owner = f"belongs to the weave {known[name].weave!r}" if known[name].weave else "was made by hand"
-            raise Config(f"pipe {name!r} exists and {owner}", hint="rename it in this file")
-        pipes.check_programs(name, operators)
+    if home.pipe(name).exists() and (known := weaving.read_pipe(home, name)).weave != weave.name:
+        owner = f"belongs to the weave {known.weave!r}" if known.weave else "was made by hand"
+        raise Config(f"pipe {name!r} exists and {owner}", hint="rename it in this file")
+    pipes.check_programs(name, weave.pipes[name])
 
 
 def _joined_routes(home: Home, weave: Weave) -> list[Route]:
@@ -124,13 +135,15 @@ def _joined_routes(home: Home, weave: Weave) -> list[Route]:
 
 def _settled(home: Home, weave: Weave, path: Path, changes: Sequence[Change]) -> dict[str, AgentSpec]:
     """The specs of agents that are to be written, checked: nothing is changed when one of them could not work."""
+    file = weaving.shown(path)
     os.chdir(path.parent)  # names of files in loom.yml are seen from there, whatever directory we were called in
     loaded = config.load(home, os.environ)
     wanted = {change.name for change in changes if change.how in ("created", "changed")}
     specs: dict[str, AgentSpec] = {}
     for agent in weave.agents:
         if agent.name in wanted:
-            specs[agent.name] = _checked(home, loaded, spec_of(agent, weave.name, str(path)))
+            with _at_line(file, weave, agent.name):
+                specs[agent.name] = _checked(home, loaded, spec_of(agent, weave.name, str(path)))
     return specs
 
 

@@ -64,10 +64,11 @@ def read_file(path: Path) -> Weave:
         raise BadInput(f"{path} is not UTF-8 at byte {error.start}") from None
     except (fs.NotRegular, fs.TooLarge) as error:
         raise BadInput(f"{path} cannot be read: {error}") from None
-    return parse(text, _shown(path), path.parent.name.lower(), os.environ)
+    return parse(text, shown(path), path.parent.name.lower(), os.environ)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """A file as errors name it: as it is seen from here."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

@@ -87,6 +87,9 @@ class _Parser:
             raise read.fault(root.line, "the file has no 'agents'", "add: agents: [{name: …, model: …}]")
         blocks = self._blocks(read.items(top["agents"], "agents"), pipes)
         home = read.text(top["home"], "home") if "home" in top else ""
+        lines = {"": top["name"].line if "name" in top else root.line}
+        lines |= {pipe: top["pipes"].value[pipe].line for pipe in pipes}
+        lines |= {one: block.line for block in blocks for one in block.names}
         return Weave(
             name=name,
             home=home,
@@ -95,6 +98,7 @@ class _Parser:
             ),
             pipes=pipes,
             routes=self._routes(blocks, pipes, name),
+            lines=lines,
         )
 
     # -- pipes ---------------------------------------------------------------------------------------------------
@@ -381,17 +385,28 @@ def _how(agent: WeaveAgent, now: Standing | None) -> str:
     return "unchanged" if now.wanted else "started"
 
 
-def foreign(weave: Weave, standing: Mapping[str, Standing], file: str) -> str:
-    """Why this weave may not be brought up here, or an empty string: its name or its agents are somebody else's."""
+@record
+class Foreign:
+    """What of a weave is somebody else's in this home: in which line of the file, what it is, what helps."""
+
+    line: int
+    why: str
+    hint: str
+
+
+def foreign(weave: Weave, standing: Mapping[str, Standing], file: str) -> Foreign | None:
+    """Why this weave may not be brought up here, or None: its name or its agents are somebody else's."""
     for name in (agent.name for agent in weave.agents):
         one = standing.get(name)
         if one is not None and one.weave != weave.name:
             owner = f"belongs to the weave {one.weave!r}" if one.weave else "was not made by a weave"
-            return f"agent {name!r} exists and {owner}"
+            hint = f"rename it here, or remove it: loom agent rm {name}"
+            return Foreign(weave.lines.get(name, 1), f"agent {name!r} exists and {owner}", hint)
     for one in _of(weave.name, standing.values()):
         if one.wanted and one.file != file:
-            return f"another weave {weave.name!r} is up, from {one.file}"
-    return ""
+            why = f"another weave {weave.name!r} is up, from {one.file}"
+            return Foreign(weave.lines.get("", 1), why, "rename it here, or take the other down")
+    return None
 
 
 def _of(weave: str, standing: Iterable[Standing]) -> Iterable[Standing]:

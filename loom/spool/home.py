@@ -55,10 +55,14 @@ def open_home(path: Path, env: dict[str, str] | os._Environ[str] = os.environ) -
 
 
 def look_into(path: Path) -> Home:
-    """As open_home, for who changes nothing: a home that may not be written is looked at as it lies there.
+    """As open_home, for who changes nothing: what is no home yet stays so, and is looked at as an empty one.
 
-    Its `run/` may be of another boot then; nobody holds a lock there, and nothing else in it is looked at.
+    A home that may not be written is looked at as it lies there. Its `run/` may be of another boot then; nobody holds
+    a lock there, and nothing else in it is looked at.
     """
+    if _is_nothing_yet(path):
+        _check_name(path)
+        return Home(path)
     try:
         return open_home(path)
     except Disk as error:
@@ -70,6 +74,16 @@ def look_into(path: Path) -> Home:
             raise
         check_version(home)
         return home
+
+
+def _is_nothing_yet(path: Path) -> bool:
+    """Whether a home could be made here of nothing: no directory, or an empty one."""
+    try:
+        return not os.listdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # who opens it says what is wrong
 
 
 def trouble(home: Home) -> str:

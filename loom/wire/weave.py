@@ -103,13 +103,17 @@ class Route:
 
 @record
 class Weave:
-    """A whole file: in its order, names unique, every route with both ends, no circle."""
+    """A whole file: in its order, names unique, every route with both ends, no circle.
+
+    lines  of the file: where each agent and each pipe stands; under '' where the weave's own name does
+    """
 
     name: str
     home: str = ""
     agents: tuple[WeaveAgent, ...] = ()
     pipes: Mapping[str, tuple[Operator, ...]] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
+    lines: Mapping[str, int] = field(default_factory=dict)
 
 
 def encode_operators(operators: tuple[Operator, ...]) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loom.spool.home import open_home
+
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "loom")
 DEADLINE_S = 60.0
@@ -61,6 +63,10 @@ class Loom:
         pipe = subprocess.PIPE
         settings = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": pipe, "env": self.env, "cwd": self.place}
         return subprocess.Popen([*COMMAND, *args], **{**settings, **options})
+
+    def make_home(self) -> None:
+        """A home with nothing in it, where there is none: who only looks makes none."""
+        open_home(self.home, {"LOOM_ALLOW_FILESYSTEM": "1"})
 
     def shell(self, script: str) -> Said:
         """A shell script in which `loom` is this command."""

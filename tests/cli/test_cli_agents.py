@@ -487,3 +487,17 @@ def test_limits_are_set_changed_and_taken_away(loom: Loom) -> None:
     for wrong, words in (("memory", "NAME=VALUE"), ("memory=lots", "not a size"), ("colour=1", "no limit 'colour'")):
         said = loom("agent", "start", "y", "--model", "builtin/echo", "--detach", "--limit", wrong)
         assert said.status == 2 and words in said.err
+
+
+def test_settings_that_cannot_be_read_are_named_by_restart_and_replaced_by_replace(loom: Loom) -> None:
+    start = ("agent", "start", "sink", "--detach")
+    assert loom(*start, "--model", "builtin/echo").status == 0
+    settings = loom.home / "agents" / "sink" / "agent.json"
+    settings.write_bytes(settings.read_bytes()[:40])
+    said = loom("agent", "restart", "sink")
+    assert said.status == 78 and f"{settings} cannot be read" in said.err and "started" not in said.err
+    assert "loom agent start sink --detach --replace" in said.err
+    assert loom(*start, "--model", "builtin/echo").status == 78
+    said = loom(*start, "--replace", "--model", "builtin/echo", "--json")
+    assert said.status == 0 and said.objects[0]["how"] == "changed", said
+    assert loom("send", "sink", "hello", "--wait").out == "hello\n"

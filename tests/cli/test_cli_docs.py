@@ -11,7 +11,8 @@ import click
 import pytest
 
 from loom.cli.groups import load
-from loom.cli.main import COMMANDS, OPTIONS, PLANNED
+from loom.cli.main import COMMANDS, OPTIONS
+from loom.cli.words import PLANNED, PLANNED_IN
 from loom.wire import exits
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -148,6 +149,18 @@ def test_what_is_planned_does_not_exist() -> None:
 def test_every_word_that_is_taken_is_explained() -> None:
     for word in PLANNED:
         assert re.search(rf"`(loom )?{word}\b", PAGE), f"docs/cli.md does not say what `loom {word}` will be"
+
+
+def test_what_is_said_to_be_planned_is_so_on_the_page() -> None:
+    planned: dict[str, set[str]] = {"run": set(), "goal": set()}
+    for row in rows():
+        if row.cells[-1] == PLAN:
+            for code in row.codes:
+                if row.subject:
+                    planned[row.subject] |= set(_LONG.findall(code))
+            if row.codes and row.codes[0].startswith("loom goal "):
+                planned["goal"] |= {code.removeprefix("loom goal ") for code in row.codes}
+    assert planned == PLANNED_IN
 
 
 def test_the_options_before_the_command_are_there() -> None:

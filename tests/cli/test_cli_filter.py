@@ -221,6 +221,8 @@ def test_tools_work_where_the_user_is_and_only_the_answer_goes_to_stdout(loom: L
 def test_run_shell_needs_the_flag_that_says_what_it_means(loom: Loom) -> None:
     model = loom.script({"calls": [{"name": "run-shell", "input": {"command": "echo $((6*7))"}}]}, {"text": "done"})
     words = ("agent", "start", "x", "--model", model, "--tools", "run-shell", "--json")
+    assert "refuses to run without --unsafe-no-sandbox" in loom(*words, stdin="?").err
+    assert loom(*words, "--unsafe-no-sandbox", stdin="?").err == ""
     (refused,) = (e for e in loom(*words, stdin="?").objects if e["event"] == "tool_result")
     assert refused["status"] == "error"
     (ran,) = (e for e in loom(*words, "--unsafe-no-sandbox", stdin="?").objects if e["event"] == "tool_result")

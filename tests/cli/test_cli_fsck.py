@@ -90,7 +90,7 @@ def test_a_repair_while_gc_is_at_work_is_75(loom: Loom, agent: AgentDir):
 
 @pytest.mark.parametrize("where", ["lock", "turns/1700000000000-01HF7YAT00ABCDEFGHJKMNPQRS.0.ndjson"])
 def test_a_fifo_where_a_file_belongs_neither_holds_it_up_nor_ends_it(loom: Loom, where: str):
-    assert loom("agent", "ps").status == 0  # makes what a home has
+    loom.make_home()
     agent = AgentDir(loom.home / "agents" / "worker")
     mailbox.create(agent)
     os.mkfifo(agent.path / where, 0o600)
@@ -100,7 +100,7 @@ def test_a_fifo_where_a_file_belongs_neither_holds_it_up_nor_ends_it(loom: Loom,
 
 
 def test_the_name_of_a_home_may_be_a_link(loom: Loom, tmp_path: Path):
-    assert loom("agent", "ps").status == 0
+    loom.make_home()
     link = tmp_path / "link"
     link.symlink_to(loom.home)
     assert loom("--home", str(link), "fsck").status == 0

@@ -125,14 +125,14 @@ def test_doctor_sees_keys_that_others_may_read(loom: Loom) -> None:
 
 
 def test_doctor_sees_a_clock_that_stands_before_its_own_files(loom: Loom) -> None:
-    loom("config")
+    loom.make_home()
     ahead = time.time() + 86_400
     os.utime(loom.home / "version", (ahead, ahead))
     assert "but the home was changed at" in problems(loom)["clock"]
 
 
 def test_doctor_sees_jobs_that_cannot_be_served(loom: Loom) -> None:
-    loom("config")
+    loom.make_home()
     (loom.home / "schedules").mkdir()
     (loom.home / "schedules" / "j.yml").write_text("every: 1h\nto: w\n")
     assert "either `body` or `driver`" in problems(loom)["schedule"]

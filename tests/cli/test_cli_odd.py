@@ -33,8 +33,37 @@ def test_a_directory_with_other_things_in_it_is_not_made_a_home(loom: Loom) -> N
     assert (project / "run" / "results.csv").read_text() == "precious"
 
 
+READERS = (
+    *("agent ps", "agent show x", "agent logs x", "goal ps", "goal show x", "goal log x", "goal audit x"),
+    *(
+        "supervisor status",
+        "routes",
+        "pipes",
+        "schedule ls",
+        "schedule show x",
+        "secret ls",
+        "config",
+    ),
+)
+
+
+def test_who_only_reads_makes_no_home_at_a_mistyped_path(loom: Loom) -> None:
+    place = loom.place / "no" / "where"
+    for words in READERS:
+        said = loom("--home", str(place), *words.split())
+        assert said.status == 66 and f"there is no loom home in {place}" in said.err, (words, said)
+    assert not place.parent.exists()
+
+
+@pytest.mark.parametrize("words", ["agent ps", "goal ps", "routes", "schedule ls", "supervisor status"])
+def test_who_only_reads_finds_nothing_in_a_default_home_that_is_not_there_yet(loom: Loom, words: str) -> None:
+    del loom.env["LOOM_HOME"]
+    said = loom(*words.split())
+    assert said.status == 0 and said.err == "" and len(said.out.splitlines()) == 1, said
+    assert not (loom.place / ".loom").exists()
+
+
 def test_a_directory_that_was_removed_under_us_is_named_as_the_cause(loom: Loom) -> None:
-    loom("agent", "ps")
     said = loom.shell("mkdir gone && cd gone && rmdir ../gone && loom agent start x --model builtin/echo --prompt hi")
     assert said.status == 74 and "current directory does not exist" in said.err and "cd to" in said.err
 

@@ -83,11 +83,25 @@ def test_add_writes_a_file_that_ls_and_show_explain_and_rm_removes(box: Loom):
     (["--every", "1h"], 2, "either `to`, for messages, or `goal`"),
     (["--cron", "* * * * *", "--zone", "Mars", "--to", "w", "--body", "x"], 2, "time zone 'Mars' is not known"),
     (["--every", "1h", "--to", "nobody", "--body", "x"], 66, "there is no agent 'nobody'"),
+    (["--every", "1h", "--to", "w", "--driver", "./nothere"], 66, "nothere' is no program that can be run"),
+    (["--every", "1h", "--goal", "hi", "--model", "builtin", "-w", "/nonexist"], 66, "/nonexist does not exist"),
+    (["--every", "1h", "--goal", "hi", "--model", "openai/gpt-4o"], 78, "OPENAI_API_KEY"),
 ])  # fmt: skip
 def test_wrong_options_leave_nothing_behind(box: Loom, options: list[str], status: int, said: str):
     answer = box("schedule", "add", "j", *options)
     assert answer.status == status and said in answer.err, answer
     assert not (box.home / "schedules" / "j.yml").exists()
+
+
+def test_a_job_for_an_agent_that_is_stopped_is_added_with_a_warning(box: Loom):
+    said = box("schedule", "add", "j", "--every", "1h", "--to", "w", "--body", "x")
+    assert said.status == 0 and "w is stopped, so its mail waits" in said.err, said
+
+
+def test_why_a_slot_came_to_nothing_is_said_with_q_too(box: Loom):
+    due(box, "j", HOUR + 60, every="1h", to="w", driver="no-such-driver")
+    said = box("-q", "schedule", "run-due", "j")
+    assert said.status == 1 and "the driver 'no-such-driver' is no program that can be run" in said.err, said
 
 
 def test_ten_who_serve_a_job_at_once_serve_each_slot_once(box: Loom):
@@ -159,7 +173,7 @@ def test_a_goal_is_started_once_for_its_slot(loom: Loom):
     notes.mkdir()
     (notes / "a.md").write_text("Rivers flow to the sea. The sea is large.\n")
     goal = {"goal": "Write a digest of these documents.", "workspace": str(notes), "model": "builtin", "land": True}
-    loom("config")
+    loom.make_home()
     due(loom, "digest", HOUR, every="1h", **goal)
     [started, result] = loom("schedule", "run-due", "--json").objects
     assert started["event"] == "started" and result["exit_status"] == 0

@@ -14,6 +14,7 @@ from cli_user import Loom
 
 from loom.cli.groups import LazyGroup, load
 from loom.cli.main import COMMANDS
+from loom.cli.words import ELSEWHERE
 
 ECHO = ("agent", "start", "x", "--model", "builtin/echo")
 
@@ -33,7 +34,18 @@ def test_help_lists_every_command_with_its_line(loom: Loom, words: tuple[str, ..
 
 
 def test_help_of_a_command_is_its_own_help(loom: Loom) -> None:
-    assert loom("help", "agent", "start").out == loom("agent", "start", "--help").out
+    said = loom("agent", "start", "--help")
+    assert said.status == 0 and said == loom("help", "agent", "start") == loom("agent", "start", "-h")
+
+
+def test_a_message_without_text_says_that_there_is_nothing_to_send(loom: Loom) -> None:
+    said = loom("send", "worker")
+    assert (said.status, said.err) == (65, "loom: stdin is empty; there is nothing to send\n")
+
+
+@pytest.mark.parametrize("words", sorted({meant.removeprefix("loom ") for meant in ELSEWHERE.values()}))
+def test_what_is_proposed_exists(loom: Loom, words: str) -> None:
+    assert loom(*words.split(), "--help").status == 0
 
 
 def commands() -> list[tuple[str, click.Command]]:
@@ -71,6 +83,21 @@ def test_every_command_and_every_option_has_a_help_text(name: str, command: clic
         (("--homes", "/"), "see: loom help"),
         (("--home",), "needs a directory"),
         (("send",), "'NAME'"),
+        (("agent", "start", "a", "--prompt"), "requires an argument; see: loom agent start --help"),
+        (("run", "-q", "hi"), "it stands before the command: loom -q run …"),
+        (("agent", "ps", "--home", "/x"), "it stands before the command: loom --home agent ps …"),
+        (("agent", "logs", "x", "-n", "x"), "'x' is not a whole number"),
+        (("agent", "stop", "x", "--timeout", "soon"), "'soon' is not a duration in seconds"),
+        (("ps",), "did you mean 'loom agent ps'?"),
+        (("start",), "did you mean 'loom agent start'?"),
+        (("status",), "did you mean 'loom supervisor status'?"),
+        (("version",), "did you mean 'loom --version'?"),
+        (("agent", "list"), "did you mean 'loom agent ps'?"),
+        (("agent", "kill", "a"), "did you mean 'loom agent stop'?"),
+        (("supervisor", "restart"), "did you mean 'loom supervisor stop'?"),
+        (("run", "--budget", "3"), "'--budget' is planned and not part of this version"),
+        (("goal", "steer"), "'goal steer' is planned and not part of this version"),
+        (("agent", "start", "a", "--budget", "3"), "no such option '--budget'"),
         (("send", "x", "a", "b"), "unexpected extra argument"),
     ],
 )
@@ -83,6 +110,7 @@ def test_a_wrong_word_is_one_line_and_status_2(loom: Loom, words: tuple[str, ...
 
 
 def test_with_json_the_last_line_of_stdout_is_the_error(loom: Loom) -> None:
+    loom.make_home()
     said = loom("agent", "show", "nobody", "--json")
     (last,) = said.objects
     assert last["event"] == "error"
@@ -123,7 +151,7 @@ def cli_call():
     {raises}
 
 class Command:
-    def make_context(self, name, args):
+    def make_context(self, name, args, **extra):
         import contextlib
         return contextlib.nullcontext(self)
     def invoke(self, context):

@@ -120,7 +120,8 @@ def test_a_new_plan_of_nothing_but_finished_subtasks_is_no_way_to_complete_a_goa
     for _ in range(2):
         world.answer("plan", data={"plan": {"subtasks": [subtask("a")]}})
     assert world.state.status == "failed"
-    assert world.state.reason.startswith("no other way was found: every subtask of the plan is finished")
+    assert world.state.reason.startswith("b blocked: ")
+    assert "; no other way was found: every subtask of the plan is finished" in world.state.reason
 
 
 def test_an_id_that_was_dropped_and_comes_back_does_not_find_the_tree_of_its_past():
@@ -190,7 +191,7 @@ def test_said_twice_it_ends_the_goal_and_the_reason_names_what_failed(killed_aft
     world.report(world.one("plan"), HOPELESS)
     world.settle(killed_after)
     assert world.state.status == "failed"
-    assert world.state.reason == f"no other way was found: {SAME}; a blocked: no such tool"
+    assert world.state.reason == f"a blocked: no such tool; no other way was found: {SAME}"
     assert len(world.of("subtask.blocked")) == 1 and world.types().count("plan.accepted") == 1
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from loom.core import schema, weave_schema
 from loom.core.routing import circle, end_of
-from loom.core.weave import Change, Standing, changes, foreign, parse, parse_operators
+from loom.core.weave import Change, Foreign, Standing, changes, foreign, parse, parse_operators
 from loom.wire.agent import AgentLimits, Restart
 from loom.wire.errors import Config
 from loom.wire.weave import PARAMETERS, Operator, Route, Weave
@@ -256,16 +256,21 @@ def test_only_what_changed_is_changed():
     ]
 
 
-@pytest.mark.parametrize("standing, why", [
-    ({}, ""),
-    ({"a": Standing("project", "x", True, "/here")}, ""),
-    ({"a": Standing("", "", True)}, "agent 'a' exists and was not made by a weave"),
-    ({"a": Standing("other", "x", False, "/here")}, "agent 'a' exists and belongs to the weave 'other'"),
-    ({"z": Standing("project", "x", True, "/there")}, "another weave 'project' is up, from /there"),
-    ({"z": Standing("project", "x", False, "/there")}, ""),
+A_EXISTS = "agent 'a' exists and"
+REMOVE = "rename it here, or remove it: loom agent rm a"
+DOWN = "rename it here, or take the other down"
+
+
+@pytest.mark.parametrize("standing, found", [
+    ({}, None),
+    ({"a": Standing("project", "x", True, "/here")}, None),
+    ({"a": Standing("", "", True)}, Foreign(3, f"{A_EXISTS} was not made by a weave", REMOVE)),
+    ({"a": Standing("other", "x", False, "/here")}, Foreign(3, f"{A_EXISTS} belongs to the weave 'other'", REMOVE)),
+    ({"z": Standing("project", "x", True, "/there")}, Foreign(1, "another weave 'project' is up, from /there", DOWN)),
+    ({"z": Standing("project", "x", False, "/there")}, None),
 ])  # fmt: skip
-def test_what_belongs_to_others_is_left_to_them(standing: dict[str, Standing], why: str):
-    assert foreign(agents(A), standing, "/here") == why
+def test_what_belongs_to_others_is_left_to_them(standing: dict[str, Standing], found: Foreign | None):
+    assert foreign(agents(A), standing, "/here") == found
 
 
 # -- operators by themselves, and the schema for editors -----------------------------------------------------------

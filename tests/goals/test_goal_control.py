@@ -13,6 +13,7 @@ from support import wait_until
 
 from loom.cli import ensure
 from loom.spool import goals
+from loom.spool.home import open_home
 from loom.spool.layout import GoalDir
 from loom.wire import ids
 
@@ -236,6 +237,7 @@ def test_what_the_goal_commands_say(world: World):
 
 @pytest.mark.parametrize("verb", ["show", "log", "audit", "pause", "resume", "cancel", "land"])
 def test_a_goal_nobody_knows(world: World, verb: str):
+    open_home(world.home.path, {"LOOM_ALLOW_FILESYSTEM": "1"})
     done = world.loom("goal", verb, "20200101-nothing-here-0000")
     assert done.status == 66 and "there is no goal" in done.err and "loom goal ps -a" in done.err
 

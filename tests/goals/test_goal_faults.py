@@ -125,6 +125,13 @@ def test_a_planner_that_fails_ends_the_goal(world: World):
     assert world.loom("goal", "show", world.goal().id).out.count("crystal ball") == 1
 
 
+def test_why_a_goal_has_failed_is_said_with_q_too_and_nothing_else(world: World):
+    model = world.program("sys.exit('the crystal ball is cracked')")
+    done = world.loom("-q", "run", "Do it.", "--model", model)
+    assert done.status == 1 and done.out == ""
+    assert done.err.startswith("loom: goal failed: no plan: planner-1:") and done.err.count("\n") == 1, done.err
+
+
 def test_a_planner_that_calls_a_tool_which_is_not_there_may_still_answer(world: World):
     fixed = planned(ONE)
     strange = {"match": PLAN, "calls": [{"name": "summon", "input": {}}]}

@@ -43,11 +43,8 @@ def decide_plan(state: GoalState, pool: Free) -> list[Decision]:
         return []
     if len(state.refused) >= MAX_PLAN_TRIES:
         if state.version:
-            return [
-                Propose(
-                    "goal.failed", {"reason": f"no other way was found: {state.refused[-1][0]}; {state.obstacle()}"}
-                )
-            ]
+            reason = f"{state.obstacle()}; no other way was found: {state.refused[-1][0]}"
+            return [Propose("goal.failed", {"reason": reason})]
         return [_accepted(state, single(state.spec.text))]
     payload: dict[str, Any] = {
         "goal": state.spec.text,
