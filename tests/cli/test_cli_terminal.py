@@ -202,7 +202,7 @@ def test_nothing_to_send_from_a_terminal_is_a_usage_error(loom: Loom, terminal: 
 
 def test_a_table_fits_a_terminal_and_a_pipe_gets_all_of_it(loom: Loom, terminal: type[Terminal]) -> None:
     long = "ollama/" + "m" * 300
-    loom("agent", "ps")  # makes what a home has
+    loom.make_home()
     agents.create(Home(loom.home), AgentSpec(name="worker", model=long), "", "down")
     shown = terminal("agent", "ps", "-a")  # type: ignore[arg-type]
     lines = shown.expect("mm…")

@@ -15,6 +15,7 @@ from goal_world import PASSES, World, check_once, does, execute, planned, sub, w
 from support import ROOT, wait_until
 
 from loom.spool import goals
+from loom.spool.home import open_home
 
 DOCUMENTS = "Write a digest of these documents."
 ONE = sub("one", deliverables=["one.md"])
@@ -62,7 +63,7 @@ WRONG = {
 
 @pytest.mark.parametrize("args, status, said", WRONG.values(), ids=WRONG.keys())
 def test_what_is_wrong_is_said_before_anything_starts(world: World, args: list[str], status: int, said: str):
-    world.loom("goal", "ps")  # makes the home
+    open_home(world.home.path, {"LOOM_ALLOW_FILESYSTEM": "1"})
     done = world.loom("run", *([] if "--file" in args else ["Do it."]), *args)
     assert (done.status, said in done.err, len(done.err.splitlines())) == (status, True, 1), done.err
     assert nothing_began(world)
