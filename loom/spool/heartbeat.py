@@ -10,7 +10,6 @@ file is worth a sync, and a disk that refuses one stops nobody: the turn's recor
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -68,21 +67,13 @@ def say(agent: AgentDir, reason: str) -> None:
 
 
 def clear(agent: AgentDir) -> None:
-    """Nothing is wrong any more. Looked for before it is removed: mostly there is nothing."""
-    if os.path.lexists(agent.why):
-        try:
-            fs.remove(agent.why)
-        except OSError:
-            pass
+    """Nothing is wrong any more."""
+    _remove(agent.why)
 
 
 def forget(agent: AgentDir) -> None:
     """A promise ends with the process that gave it: before the next one starts."""
-    if os.path.lexists(agent.heartbeat):
-        try:
-            fs.remove(agent.heartbeat)
-        except OSError:
-            pass
+    _remove(agent.heartbeat)
 
 
 def reason(agent: AgentDir) -> str:
@@ -104,6 +95,15 @@ def promised_s(agent: AgentDir) -> float | None:
     except (OSError, fs.NotRegular, fs.TooLarge, ValueError):
         return None
     return seconds if 0 <= seconds < 1e9 else None
+
+
+def _remove(path: Path) -> None:
+    """Looked for before it is removed: mostly there is nothing."""
+    if fs.is_there(path):
+        try:
+            fs.remove(path)
+        except OSError:
+            pass
 
 
 def _hint(path: Path, text: str) -> None:
