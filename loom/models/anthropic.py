@@ -10,16 +10,15 @@ Source: the provider's reference of POST /v1/messages, version 2023-06-01.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from loom.models.anthropic_answer import DIALECT, Answer
-from loom.models.base import Blob, ModelContext, Timeouts, no_blobs, not_told
+from loom.models.base import ModelContext
 from loom.models.classify import Endpoint
 from loom.models.dialect import ServerModel
 from loom.models.proxies import Proxy
-from loom.models.transport import DEFAULT
 from loom.wire import errors
 from loom.wire.chat import ChatMessage, ChatRequest, Chunk
 
@@ -32,15 +31,7 @@ _NO_SCHEMA = re.compile(r"output_config|output_format|output format|structured o
 class AnthropicModel(ServerModel):
     """One model at one server of this dialect."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        timeouts: Timeouts = DEFAULT,
-        blob: Blob = no_blobs,
-        proxy: Proxy | None = None,
-        heard: Callable[[], None] = not_told,
-    ) -> None:
-        super().__init__(endpoint, timeouts, blob, proxy, heard)
+    def _set_up(self, endpoint: Endpoint) -> None:
         base = endpoint.base_url.rstrip("/")
         self._url = base + ("/messages" if base.endswith("/v1") else "/v1/messages")
         self._max_tokens = MAX_TOKENS

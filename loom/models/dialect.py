@@ -38,6 +38,10 @@ class ServerModel:
         self._blob = blob
         self._keepalive_s = timeouts.keepalive_s
         self._client = Client(timeouts, proxy, heard)
+        self._set_up(endpoint)
+
+    def _set_up(self, endpoint: Endpoint) -> None:
+        """What a dialect knows of its server before it is asked."""
 
     def _post(
         self,

@@ -8,15 +8,15 @@ Source: Ollama's docs/api.md, and api/types.go for `truncate` and `shift`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loom.models import classify, decode
-from loom.models.base import Blob, ModelContext, Timeouts, no_blobs, not_told
+from loom.models.base import ModelContext
 from loom.models.classify import Endpoint
 from loom.models.dialect import ServerModel, functions
 from loom.models.proxies import Proxy
-from loom.models.transport import DEFAULT, Response
+from loom.models.transport import Response
 from loom.wire import errors
 from loom.wire.chat import ChatMessage, ChatReply, ChatRequest, Chunk, StopReason, TextDelta, ToolCall, Usage
 
@@ -28,15 +28,7 @@ _BESIDE = ("format", "keep_alive", "think")  # options that are none of the mode
 class OllamaModel(ServerModel):
     """One model at one server of this dialect."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        timeouts: Timeouts = DEFAULT,
-        blob: Blob = no_blobs,
-        proxy: Proxy | None = None,
-        heard: Callable[[], None] = not_told,
-    ) -> None:
-        super().__init__(endpoint, timeouts, blob, proxy, heard)
+    def _set_up(self, endpoint: Endpoint) -> None:
         self._url = native_url(endpoint.base_url) + "/api/chat"
 
     def stream(self, request: ChatRequest) -> Iterator[Chunk]:

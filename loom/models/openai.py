@@ -8,18 +8,17 @@ when the server said that it is complete, by a finish_reason or by [DONE].
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any
 
 from loom.models import classify
 from loom.models.address import split_url
-from loom.models.base import Blob, ModelContext, Timeouts, no_blobs, not_told
+from loom.models.base import ModelContext
 from loom.models.classify import Endpoint
 from loom.models.dialect import ServerModel, functions
 from loom.models.openai_answer import DIALECT, Answer
 from loom.models.proxies import Proxy
-from loom.models.transport import DEFAULT
 from loom.wire import errors, jsontext
 from loom.wire.chat import ChatMessage, ChatRequest, Chunk, Image, Notice, ToolCall, Usage
 
@@ -38,15 +37,7 @@ _CUT = (
 class OpenAIModel(ServerModel):
     """One model at one server of this dialect."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        timeouts: Timeouts = DEFAULT,
-        blob: Blob = no_blobs,
-        proxy: Proxy | None = None,
-        heard: Callable[[], None] = not_told,
-    ) -> None:
-        super().__init__(endpoint, timeouts, blob, proxy, heard)
+    def _set_up(self, endpoint: Endpoint) -> None:
         self._warned = False
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
         self._host = split_url(self._url).hostname
