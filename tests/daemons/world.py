@@ -126,7 +126,12 @@ def pid_of(agent: AgentDir) -> int:
 
 
 def records(agent: AgentDir) -> list[dict[str, Any]]:
-    return [json.loads((agent.crashes / name).read_bytes()) for name in crashes.names(agent)]
+    """The crash records of an agent. One that is dropped as too old between listing and reading is none any more."""
+    found = []
+    for name in crashes.names(agent):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(json.loads((agent.crashes / name).read_bytes()))
+    return found
 
 
 def is_alive(pid: int) -> bool:
