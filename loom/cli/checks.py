@@ -114,6 +114,12 @@ def _self_test(home: Home) -> Check:
     return Check("self-test", "ok", "link, rename, flock and fsync do what they must")
 
 
+def _grouped(said: running.Running | None) -> str:
+    if said is None:
+        return ""
+    return f"; agents have cgroups of their own in {said.groups}" if said.groups else "; no cgroup was delegated to it"
+
+
 def _supervisor(home: Home) -> Check:
     if sys.platform != "linux":
         return Check("supervisor", "note", "none: it needs Linux")
@@ -123,7 +129,7 @@ def _supervisor(home: Home) -> Check:
         text = f"runs, pid {said.pid}, with other code than this command: {said.code}, {running.code()}"
         return Check("supervisor", "note", text, "have it run the installed code: loom supervisor reload")
     if who is not None:
-        return Check("supervisor", "ok", f"runs, pid {who.pid}")
+        return Check("supervisor", "ok", f"runs, pid {who.pid}{_grouped(said)}")
     return Check("supervisor", "ok", "does not run; it is started when an agent needs it")
 
 

@@ -72,6 +72,7 @@ def status(as_json: bool) -> None:
             "pid": who.pid if who else None,
             "code": said.code if said else None,
             "installed": running.code(),
+            "groups": (said.groups or None) if said else None,
             "home": str(home.path),
             "agents": dict(counts),
             "own": dict(own),

@@ -10,11 +10,12 @@ import resource
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from loom.core.supervision import Exit
 from loom.daemons import programs
 from loom.daemons.charge import Charge, Process
-from loom.proc import pidfd, spawn, tree
+from loom.proc import cgroup, pidfd, spawn, tree
 from loom.spool import agents, crashes, fs, heartbeat, locks
 from loom.spool.layout import Home
 from loom.wire.agent import AgentLimits, AgentSpec
@@ -47,12 +48,19 @@ class Incarnations:
         self._table = table
         self._base = spawn.base_environment(env)
         self.nofile = nofile or _raise_nofile()
+        self.groups = cgroup.delegated(home.path)
         # Every runner holds the reading end, only we the other: when we end, however, they hear it (POLLHUP).
         self.alone = alone or os.pipe()
 
     def close(self) -> None:
         for fd in self.alone:
             os.close(fd)
+        if self.groups is not None:
+            self.groups.remove()
+
+    def group_of(self, name: str) -> Path | None:
+        """The cgroup of an agent's processes, where there are any."""
+        return None if self.groups is None else self.groups.of(name)
 
     def prepare(self, charge: Charge) -> Prepared:
         """All that can be done before the fork. Raises Config when there is no such runner, OSError."""
@@ -75,6 +83,7 @@ class Incarnations:
     def _program(self, charge: Charge, spec: AgentSpec) -> spawn.Program:
         agent = charge.agent
         target = self._table.get(spec.runner)
+        group = None if self.groups is None else self.groups.make(agent.name)
         return spawn.Program(
             name=agent.name,
             directory=agent.path,
@@ -82,6 +91,7 @@ class Incarnations:
             entry=programs.entry_of(target) if target else None,
             argv=() if target else programs.command_of(spec.runner, agent.path),
             rlimits=_rlimits(spec.limits, self.nofile),
+            group=str(group or ""),
         )
 
     def adopt(self, charge: Charge) -> Process | None:
@@ -109,8 +119,13 @@ class Incarnations:
         pidfd.send(process.pidfd, signal.SIGCONT)
 
     def kill(self, charge: Charge, process: Process) -> int:
-        """End it and everything below it, whatever it does with signals."""
-        return tree.kill_tree(process.pid, process.start, spawn.mark_of(charge.agent.path))
+        """End it and everything below it, whatever it does with signals; how many processes that were.
+
+        First its group, at once; then by descent, session and mark, where there is none and for what has left it.
+        """
+        group = self.group_of(charge.name)
+        killed = 0 if group is None else cgroup.kill(group)
+        return killed + tree.kill_tree(process.pid, process.start, spawn.mark_of(charge.agent.path))
 
     def collect(self, charge: Charge, process: Process, others: Iterable[int]) -> Exit:
         """Take the exit of a process that has ended; what it left running is ended first, while it pins its number.
@@ -122,11 +137,18 @@ class Incarnations:
             code = pidfd.exit_of(process.pidfd, process.pid, process.start)
             os.close(process.pidfd)
             return charge.noted_exit(process) if code is None else _exit(code)
-        if set(tree.children_of_ours()) - set(others) - {process.pid}:
-            self.kill(charge, process)  # orphans came to us: those of its session, or with its mark, are its
+        group = self.group_of(charge.name)
+        if set(tree.children_of_ours()) - set(others) - {process.pid} or (group is not None and cgroup.pids(group)):
+            self.kill(charge, process)  # it left somebody: orphans came to us, or its group is not empty
         code = pidfd.reap(process.pidfd)
         os.close(process.pidfd)
         return Exit() if code is None else _exit(code)
+
+    def sweep(self, name: str) -> None:
+        """Nobody serves this mailbox: whoever is in its group was left there by a runner that ended unseen."""
+        if (group := self.group_of(name)) is not None:
+            cgroup.kill(group)
+            self.groups.remove(name)  # type: ignore[union-attr]
 
 
 def _process(prepared: Prepared, started: spawn.Spawned | OSError) -> Process | OSError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from loom.core import limits as core
 from loom.proc import usage
@@ -28,12 +29,13 @@ class Meter:
         pid: int,
         now_s: float,
         spent: tuple[int, float, float] | None = None,
+        group: Path | None = None,
     ) -> None:
         """`spent` is that of a former meter of this process; without it what it has used so far is not counted."""
         self.limits = limits
         self.due_s = now_s
         self._agent = agent
-        self._pid = pid
+        self._pid, self._group = pid, group
         self._pause_s = core.BUSY_S
         self._claims, self._cpu_s, self._cpu_before_s = spent or (-1, 0.0, 0.0)
         self._known = spent is not None
@@ -51,7 +53,7 @@ class Meter:
 
     def look(self, now_s: float) -> str:
         """Measure it; which limit it exceeds, in words, empty when none."""
-        found = usage.of_tree(self._pid, count_files=self.limits.files is not None)
+        found = usage.of(self._pid, self._group, count_files=self.limits.files is not None)
         claims = self._claimed()
         if not self._known:
             self._cpu_s, self._known = found.cpu_s, True
@@ -64,7 +66,7 @@ class Meter:
         cpu_s = found.cpu_s - self._cpu_before_s
         memory = found.memory
         if self.limits.memory is not None and memory > self.limits.memory:
-            memory = usage.exact_memory_of(self._pid)
+            memory = usage.exact_memory_of(self._pid, self._group)
         used = core.Usage(memory, cpu_s, found.most_files, found.processes, self._disk(now_s))
         return core.exceeded(self.limits, used)
 

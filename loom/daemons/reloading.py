@@ -38,6 +38,8 @@ class Loop(Protocol):
 
     @property
     def leaving(self) -> bool: ...
+    @property
+    def groups(self) -> str: ...
     def listen(self, fd: int, handler: Callable[[], None]) -> None: ...
     def unlisten(self, fd: int) -> None: ...
     def say(self, level: str, event: str, **fields: object) -> None: ...
@@ -72,7 +74,9 @@ class Reloading:
     def show(self, status: int = exits.DONE, error: str = "") -> None:
         """Say which code runs, and what came of the last request."""
         me = locks.own_incarnation()
-        said = running.Running(me.pid, me.start, running.code(), self._before, self.answered, status, error)
+        said = running.Running(
+            *(me.pid, me.start, running.code(), self._before, self.answered, status, error), groups=self._loop.groups
+        )
         try:
             running.write(self._home, said)
         except OSError as trouble:

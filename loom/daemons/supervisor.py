@@ -373,6 +373,11 @@ class Supervisor:
     def leaving(self) -> bool:
         return self._ward.leaving
 
+    @property
+    def groups(self) -> str:
+        """Where our agents have cgroups of their own, "" where they have none."""
+        return "" if self._hands.groups is None else str(self._hands.groups.place)
+
     def hand_over(self, blocked: set[int]) -> handover.Handover:
         """What other code needs to go on in our place."""
         return handover.Handover(

@@ -197,6 +197,7 @@ class Ward:
         if charge.absent and charge.process is None and not charge.agent.path.is_dir():
             self.due.pop(charge.name, None)
             del self.charges[charge.name]
+            self._hands.sweep(charge.name)
             return False
         return True
 
@@ -207,7 +208,8 @@ class Ward:
             charge.meter = None
             return
         if charge.meter is None or charge.meter.limits != charge.limits:
-            charge.meter = Meter(charge.agent, charge.limits, process.pid, now, charge.spent)
+            group = self._hands.group_of(charge.name)
+            charge.meter = Meter(charge.agent, charge.limits, process.pid, now, charge.spent, group)
             charge.spent = None
         if charge.meter.due_s > now or not (text := charge.meter.look(now)):
             return
@@ -287,8 +289,9 @@ class Ward:
         """The first look at an agent: what is wanted counts as known, and a living runner is adopted."""
         charge.met = True
         charge.seen = replace(charge.seen, asked=charge.wanted.asked, settings=charge.wanted.settings)
-        if not charge.absent:
-            self._adopt(charge)
+        if not charge.absent and self._adopt(charge):
+            return
+        self._hands.sweep(charge.name)
 
     def _carry_out(self, charge: Charge, step: core.Step) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 What a child begins with is the same for both and is spelled out here, nothing is inherited by accident:
 
     session       its own: it leads it, and a terminal's Ctrl-C does not reach it
+    cgroup        the one given, where there are any
     descriptors   0 /dev/null, 1 and 2 its stderr log, 3 $LOOM_READY_FD, 4 $LOOM_ALONE_FD; all others are closed
     signals       default handlers, nothing blocked
     environment   exactly the one given      umask 077      directory  the agent's
@@ -24,7 +25,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from loom.proc import pidfd, tree
+from loom.proc import cgroup, pidfd, tree
 from loom.wire import exits
 from loom.wire.record import record
 
@@ -41,7 +42,10 @@ Entry = Callable[[Path], int]
 
 @record
 class Program:
-    """What to run in `directory`: `entry` called in a fork, or else `argv` exec'ed. `env` is all it gets."""
+    """What to run in `directory`: `entry` called in a fork, or else `argv` exec'ed. `env` is all it gets.
+
+    group   the cgroup that it begins in; "": that of its parent
+    """
 
     name: str
     directory: Path
@@ -49,6 +53,7 @@ class Program:
     entry: Entry | None = None
     argv: tuple[str, ...] = ()
     rlimits: tuple[tuple[int, tuple[int, int]], ...] = ()  # (RLIMIT_…, (soft, hard)); what it starts inherits them
+    group: str = ""
 
 
 @record(frozen=False)
@@ -200,6 +205,8 @@ def _status_of(leaving: SystemExit) -> int:
 
 def _settle(program: Program, stderr: int, ready: int, alone: int, handled: Sequence[int]) -> None:
     os.setsid()
+    if program.group:
+        cgroup.enter(program.group)
     _place_descriptors(stderr, ready, alone, inheritable=program.entry is None)
     _reset_signals(handled, forked=program.entry is not None)
     for which, values in program.rlimits:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from loom.proc import pidfd
-from loom.wire.record import record
+from loom.proc import cgroup, pidfd
+from loom.wire.record import record, replace
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -14,7 +15,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @record
 class Sum:
-    """memory: bytes of anonymous memory. cpu_s: with that of children that have ended and were waited for."""
+    """memory: bytes of anonymous memory. cpu_s: with that of children that have ended and, but for a group's, were
+    waited for."""
 
     memory: int = 0
     cpu_s: float = 0.0
@@ -22,12 +24,36 @@ class Sum:
     most_files: int = 0
 
 
-def of_tree(pid: int, *, count_files: bool) -> Sum:
-    """The sum over a process and what descends from it. Counting open files takes a listing of each one's."""
+def of(pid: int, group: Path | None, *, count_files: bool) -> Sum:
+    """The sum over a process and what descends from it, or all of its group. Listing each one's open files costs."""
+    members = members_of(pid, group)
+    found = _of_each(members or tree_of(pid), count_files)
+    total_s = cgroup.cpu_s(group) if group is not None and members else None
+    return found if total_s is None else replace(found, cpu_s=total_s)
+
+
+def exact_memory_of(pid: int, group: Path | None) -> int:
+    """The same memory with what they share counted once, as far as they may be looked at; costs much more."""
+    return sum(map(_proportional, members_of(pid, group) or tree_of(pid)))
+
+
+def members_of(pid: int, group: Path | None) -> Sequence[int]:
+    """Who is in the cgroup, whoever their parents are; nobody when this process is not."""
+    found = [] if group is None else cgroup.pids(group)
+    return found if pid in found else []
+
+
+def tree_of(pid: int) -> Sequence[int]:
+    """A process and what descends from it."""
+    found = [pid]
+    for one in found:
+        found += children_of(one)
+    return found
+
+
+def _of_each(pids: Sequence[int], count_files: bool) -> Sum:
     memory, ticks, processes, most_files = 0, 0, 0, 0
-    queue = [pid]
-    while queue:
-        one = queue.pop()
+    for one in pids:
         stat = pidfd.stat_of(one)
         if not stat or stat[0] in (b"Z", b"X"):
             continue
@@ -36,18 +62,7 @@ def of_tree(pid: int, *, count_files: bool) -> Sum:
         memory += _anonymous(one)
         if count_files:
             most_files = max(most_files, _open_files(one))
-        queue += children_of(one)
     return Sum(memory, ticks / _TICKS, processes, most_files)
-
-
-def exact_memory_of(pid: int) -> int:
-    """The same memory with what processes share counted once, as far as they may be looked at; costs much more."""
-    total, queue = 0, [pid]
-    while queue:
-        one = queue.pop()
-        total += _proportional(one)
-        queue += children_of(one)
-    return total
 
 
 def _proportional(pid: int) -> int:

@@ -22,7 +22,8 @@ _MOST = 1 << 16
 @record
 class Running:
     """answered: how many requests to reload have come to an end in this process. status: of the last one, 0 when the
-    code was replaced; else why not is in `error`. before: the code it ran until its last replacement."""
+    code was replaced; else why not is in `error`. before: the code it ran until its last replacement. groups: where its
+    agents have cgroups of their own, "" where none were delegated."""
 
     pid: int
     start: int
@@ -31,6 +32,7 @@ class Running:
     answered: int = 0
     status: int = 0
     error: str = ""
+    groups: str = ""
 
 
 @cache
@@ -56,7 +58,7 @@ def read(home: Home) -> Running | None:
         return None
     try:
         known = loads_object(fs.read(home.supervisor_record, _MOST))
-        found = Running(**{name: known[name] for name in Running.__match_args__})
-    except (OSError, ValueError, KeyError, fs.NotRegular, fs.TooLarge):
+        found = Running(**{name: known[name] for name in Running.__match_args__ if name in known})
+    except (OSError, ValueError, TypeError, fs.NotRegular, fs.TooLarge):
         return None
     return found if (found.pid, found.start) == (who.pid, who.start) else None

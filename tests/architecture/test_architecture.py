@@ -41,7 +41,9 @@ ALSO: dict[tuple[str, str], str] = {
 }
 
 # module: the calls it may make besides, and why. Everything else that changes files is in spool/fs.py.
-ALSO_CHANGES_FILES: dict[str, tuple[set[str], str]] = {}
+ALSO_CHANGES_FILES: dict[str, tuple[set[str], str]] = {
+    "loom.proc.cgroup": ({".mkdir", ".rmdir"}, "groups of processes, which the kernel shows as directories: no disk"),
+}
 
 FILE_CHANGING = {
     "os": {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import wait_until
-from world import TABLE, World, pid_of
+from world import TABLE, World, called, pid_of
 
 from loom.proc import enclosure
 from loom.spool import agents, wake
@@ -36,18 +36,6 @@ SHAPES = {
 }
 
 
-def _strays(name: str) -> list[int]:
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0] == name.encode():
-            found.append(int(pid))
-    return found
-
-
 def _agent(world: World, shape: str, end: str) -> tuple[AgentDir, str]:
     name = f"stray-{os.getpid()}-{abs(hash(shape)) % 10**6}"
     program = world.home.path.parent / "program"
@@ -70,11 +58,11 @@ def test_all_is_gone_when_runner_and_supervisor_are_killed(world: World, shape: 
     supervisor = world.start(table=SERVED)
     pid = pid_of(agent)
     _ask(world, agent)
-    wait_until(lambda: _strays(name))
+    wait_until(lambda: called(name))
     supervisor.kill()
     os.kill(pid, signal.SIGKILL)  # a runner that holds its lock: the number is its own
     supervisor.wait()
-    wait_until(lambda: not _strays(name), GONE_S)
+    wait_until(lambda: not called(name), GONE_S)
     agents.write_want(agent, "down")
     world.start(table=SERVED)  # for the router, which lives on
 
@@ -87,7 +75,7 @@ def test_all_is_gone_when_the_program_has_answered(world: World, shape: str) -> 
     pid_of(agent)
     _ask(world, agent)
     wait_until(lambda: not agents.has_mail(agent))
-    wait_until(lambda: not _strays(name), GONE_S)
+    wait_until(lambda: not called(name), GONE_S)
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if "env -i" not in SHAPES[shape]])
@@ -104,11 +92,11 @@ def test_without_namespaces_the_supervisor_finds_what_bears_its_mark(world: Worl
     world.start(table={**TABLE, "agent": "plainly:serve"})
     pid = pid_of(agent)
     _ask(world, agent)
-    strays = wait_until(lambda: _strays(name))
+    strays = wait_until(lambda: called(name))
     assert isinstance(strays, list)
     os.kill(pid, signal.SIGKILL)
     agents.write_want(agent, "down")
-    wait_until(lambda: not _strays(name), GONE_S)
+    wait_until(lambda: not called(name), GONE_S)
 
 
 @needs_namespaces

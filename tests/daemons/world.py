@@ -134,6 +134,19 @@ def records(agent: AgentDir) -> list[dict[str, Any]]:
     return found
 
 
+def called(name: str) -> list[int]:
+    """Who goes by this name: its argv[0]."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0] == name.encode():
+            found.append(int(pid))
+    return found
+
+
 def is_alive(pid: int) -> bool:
     fields = pidfd.stat_of(pid)
     return bool(fields) and fields[0] not in (b"Z", b"X")
