@@ -31,7 +31,7 @@ from loom.wire.message import Message, Unreadable
 from loom.wire.record import record
 
 SWEEP_S = 30.0
-SWEEP_EACH_S, HASTY_EACH_S = 0.05, 0.0025  # for each agent: a sweep costs some 70 microseconds of each
+SWEEP_EACH_S, HASTY_EACH_S = 0.2, 0.0025  # for each agent: a sweep costs some 70 microseconds of each
 BATCH = 256  # messages whose delivery shares its syncs
 # What the files of one goal can be the reason of: missing, something else under the name, not ours.
 _OF_ONE_GOAL = frozenset(

@@ -30,8 +30,7 @@ from loom.wire.jsontext import use_orjson
 from loom.wire.record import record
 
 LOOK_EVERY_S = 2.0  # how often a runner without a supervisor looks by itself
-LOOK_ANYWAY_S = 30.0  # and one with a supervisor, in case that nobody can ring it any more,
-LOOK_RARELY_S = 300.0  # twice as long each time, up to this, while nothing comes
+LOOK_ANYWAY_S = 300.0  # and one with a supervisor, which looks too, in case that nobody can ring it any more
 HELD_S = 10.0  # waited for a conversation that somebody else has, before that is said
 READY_FD = "LOOM_READY_FD"
 ALONE_FD = "LOOM_ALONE_FD"
@@ -200,7 +199,7 @@ class MailboxLoop:
                 self._tell_set_aside(name, claimed)
 
     def run(self, drain: bool) -> int:
-        idle_since, look_s = time.monotonic(), LOOK_ANYWAY_S
+        idle_since = time.monotonic()
         while True:
             self.agent.stopping.check()
             wake.drain(self.bell)
@@ -211,7 +210,7 @@ class MailboxLoop:
             self._tell_odd()
             if claimed is not None:
                 self.handle(claimed)
-                idle_since, look_s = time.monotonic(), LOOK_ANYWAY_S
+                idle_since = time.monotonic()
                 continue
             if drain:
                 return exits.DONE
@@ -220,8 +219,7 @@ class MailboxLoop:
             if left_s is not None and left_s <= 0:
                 return exits.DONE
             self._mend_bell()
-            limits_s = (look_s, left_s, self.next_s())
-            look_s = min(2 * look_s, LOOK_RARELY_S)
+            limits_s = (LOOK_ANYWAY_S, left_s, self.next_s())
             self.alone.wait(self.agent.stopping, min(s for s in limits_s if s is not None), [self.bell])
 
     def on_time(self) -> None:

@@ -28,6 +28,7 @@ class NoHands:
     """Nobody runs, and nobody is started."""
 
     def adopt(self, charge: object) -> None: ...
+    def sweep(self, name: str) -> None: ...
 
 
 @pytest.fixture
