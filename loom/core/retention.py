@@ -65,6 +65,14 @@ def keeps_belonging(*, retained: bool) -> str:
     return "its message is still here" if retained else ""
 
 
+def may_be_old(age_s: float, days: float) -> bool:
+    """Whether messages named in a day that began so long ago may be old: none was finished before its day.
+
+    But for one whose sender's clock went ahead. That one waits until its day is old, unless that day is yet to come.
+    """
+    return is_old(age_s, days) or age_s < -DAY_S
+
+
 def is_old(age_s: float, days: float) -> bool:
     """Whether an age reaches a number of days. An age below zero, by a clock that was set back, reaches none."""
     return age_s >= days * DAY_S and age_s >= 0

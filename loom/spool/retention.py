@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from loom.core import retention as core
@@ -30,6 +30,7 @@ from loom.wire.times import day_of, parse_us
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _DAY_MS = 86_400_000
+_FEW = 1_000
 _STEM_LENGTH = 40
 _ERROR = f".msg{ERROR_SUFFIX}"
 
@@ -93,11 +94,16 @@ class Mail:
         self._times: dict[str, set[str]] = {}
 
     def sweep(self) -> None:
-        days = sorted(self._days())
+        """Only what has something old in it is listed, so that a run costs what has grown old and not what is kept.
+
+        A day's directories go last of all that belongs to it: a run that was cut off is gone on with.
+        """
+        days = set(filter(self._may_be_old, self._days_of_messages()))
+        days.update(filter(self._may_be_old, self._days_of_belongings(None if days else _FEW)))
         if not days:
             return
         self._look_round()
-        for day in days:
+        for day in sorted(days):
             self._put_away(day, self._messages(day))
             self._put_away(day, self._belongings(day))
             if not self.broom.dry_run:
@@ -118,16 +124,26 @@ class Mail:
                 for stem in _stems(directory):
                     self._waiting.add(stem)
 
-    def _days(self) -> set[str]:
-        found: set[str] = set()
-        times: set[int] = set()
+    def _may_be_old(self, day: str) -> bool:
+        try:
+            begin_ms = _begin_ms(day)
+        except ValueError:
+            return False  # a directory of somebody's that only looks like a day
+        return core.may_be_old(self.broom.now_s - begin_ms / 1000, self.broom.policy.messages)
+
+    def _days_of_messages(self) -> Iterator[str]:
         for box in mailboxes(self.home):
             for shards in (box.processed_days, box.sent_days):
-                found.update(name for name in fs.names(shards) if _DAY.fullmatch(name))
-            for name in chain(fs.names(box.turns), fs.names(box.failed)):
+                yield from (name for name in fs.names(shards) if _DAY.fullmatch(name))
+
+    def _days_of_belongings(self, most: int | None) -> set[str]:
+        """Those of at most so many files of each agent; where there are more, their messages will be old one day."""
+        times: set[int] = set()
+        for box in mailboxes(self.home):
+            for name in islice(chain(fs.names(box.turns), fs.names(box.failed)), most):
                 if ids.is_stem(name[:_STEM_LENGTH]):
                     times.add(ids.time_of(name) // _DAY_MS)
-        return found | {day_of(number * _DAY_MS) for number in times}
+        return {day_of(number * _DAY_MS) for number in times}
 
     # -- what may go ---------------------------------------------------------------------------------------------
 
@@ -207,7 +223,7 @@ class Mail:
 
     def _belongings(self, day: str) -> Iterator[tuple[AgentDir, str, Path]]:
         """Turn records, also what was cut off them, and error records, once their message has gone."""
-        first_ms = parse_us(f"{day}T00:00:00.000000Z") // 1000
+        first_ms = _begin_ms(day)
         first, end = f"{first_ms:013d}", f"{first_ms + _DAY_MS:013d}"
         for box in mailboxes(self.home):
             for what, directory in (("turn", box.turns), ("error", box.failed)):
@@ -268,6 +284,10 @@ class Mail:
             for shards in (box.processed_days, box.sent_days):
                 if next(fs.names(shards / day, 1), None) is None and (shards / day).is_dir():
                     fs.remove_empty(shards / day)
+
+
+def _begin_ms(day: str) -> int:
+    return parse_us(f"{day}T00:00:00.000000Z") // 1000
 
 
 def is_unfinished(box: AgentDir, stem: str) -> bool:

@@ -283,6 +283,43 @@ def test_a_turn_stays_as_long_as_its_message(world: World, place: str):
     assert turn.exists() and torn.exists()
 
 
+def test_what_is_kept_is_not_even_listed(world: World, monkeypatch: pytest.MonkeyPatch):
+    """A run costs what has grown old, however much is kept."""
+    for number in range(3):
+        world.write(world.a.turn(world.request(number), 0), b"{}\n")
+    looked: list[Path] = []
+    real = fs.names
+
+    def noted(directory: Path, *more: Any) -> Any:
+        looked.append(directory)
+        return real(directory, *more)
+
+    monkeypatch.setattr(fs, "names", noted)
+    now_s = T0_MS / 1000 + 6 * DAY_S
+    monkeypatch.setattr(retention, "_FEW", 0)
+    assert retention.collect(world.home, now_s=now_s).gone == {}
+    day = world.a.processed(stem(0)).parent
+    assert world.a.processed_days in looked and day not in looked
+    looked.clear()
+    retention.collect(world.home, now_s=now_s + 2 * DAY_S)
+    assert day in looked and world.a.turns in looked
+
+
+def test_a_day_that_is_yet_to_come_is_looked_into(world: World):
+    """Its sender's clock was years ahead: by its name it would be kept until then."""
+    name = ids.message_stem(T0_MS + 70 * 365 * DAY_S * 1000, bytes(10))
+    path = world.write(world.a.processed(name), message.encode(Message(ids.ulid_of(name), "user", T0_MS, "from afar")))
+    assert world.gc().gone == {"processed": 1}
+    assert not path.exists()
+
+
+def test_what_only_looks_like_a_day_harms_nothing(world: World):
+    odd = world.write(world.a.processed_days / "2026-99-99" / "note")
+    name = world.request(1)
+    assert world.gc().gone == {"processed": 1}
+    assert odd.exists() and not world.a.processed(name).exists()
+
+
 def test_a_turn_without_its_message_goes_with_what_was_cut_off_it(world: World):
     turn = world.write(world.a.turn(stem(1), 3), b"{}\n")
     world.write(turn.with_name(f"{turn.name}.torn.3"), b"\xff\0")
