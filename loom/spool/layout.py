@@ -6,6 +6,7 @@ Nothing here touches the disk, except `programs_dir`, which looks whether this i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from loom.spool.fs import TMP
@@ -45,6 +46,7 @@ def default_home(env: Mapping[str, str]) -> Path:
     return (Path(base) if base else Path.home()) / ".loom"
 
 
+@cache
 def programs_dir(kind: str) -> Path:
     """The directory of the shipped executables, `kind` being `tools` or `runners`: a checkout's, else the wheel's."""
     package = Path(__file__).resolve().parent.parent

@@ -35,10 +35,16 @@ class Incarnation:
 
 def boot_id() -> str:
     """The kernel's name for this boot; constant where there is none (macOS has no /proc)."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return "unknown-boot"
+    global _boot_id
+    if not _boot_id:
+        try:
+            _boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        except OSError:
+            return "unknown-boot"  # perhaps for want of descriptors only: not kept
+    return _boot_id
+
+
+_boot_id = ""
 
 
 def start_time(pid: int) -> int | None:
