@@ -21,7 +21,8 @@ from loom.spool.layout import default_home
 def cli(dry_run: bool, as_json: bool) -> None:
     """Archive and remove what is old and finished. Safe while everything runs, and as often as you like.
 
-    Messages, with their turns, go to archive/ in the home. How old things get: retention.* in config.yml.
+    Messages, with their turns, go to archive/ in the home. How old things get: retention.* in config.yml, or
+    gc: in the loom.yml of a weave that is up.
     """
     check_is_there(default_home(os.environ))  # a slip in a crontab should not make one
     home = open_home()
@@ -46,6 +47,7 @@ def policy_of(settings: config.Loaded) -> Policy:
     """The settings `retention.*`."""
     return Policy(
         messages=settings["retention.messages"],
+        steps=settings["retention.steps"],
         blobs=settings["retention.blobs"],
         logs_packed=settings["retention.logs_packed"],
         logs=settings["retention.logs"],

@@ -17,6 +17,7 @@ from loom.cli.params import Seconds
 from loom.core import weave as core
 from loom.core.routing import circle, end_of
 from loom.core.weave import Change
+from loom.core.weave_settings import joined
 from loom.spool import agents, config, fs, wake
 from loom.spool.config import Loaded
 from loom.spool.layout import Home
@@ -62,14 +63,15 @@ def up(file: str | None, detached: bool, print_schema: bool, as_json: bool) -> i
     finally:
         with weaving.held(home):
             take_all_down(home, _stands(home, weave), WAIT_S)
+            _tell_taken(weaving.take_back_overrides(home, weave.name))
     return exits.DONE
 
 
 def bring_up(home: Home, weave: Weave, path: Path) -> list[Change]:
     """Make the home as the weave says; what was done to each agent. Under `weave.lock`.
 
-    First all that could be refused; then agents that are new, but down; pipes and routes; and only then is anything
-    started, so that no answer finds its route missing.
+    First all that could be refused; then agents that are new, but down; settings, pipes and routes; and only then is
+    anything started, so that no answer finds its route missing.
     """
     standing = weaving.standing(home)
     file = weaving.shown(path)
@@ -79,12 +81,14 @@ def bring_up(home: Home, weave: Weave, path: Path) -> list[Change]:
         with _at_line(file, weave, name):
             _check_pipe(home, weave, name)
     routes = _joined_routes(home, weave)
+    overrides = joined(config.read_overrides(home), weave.overrides, weave.name, str(path), file)
     changes = core.changes(weave, standing)
-    specs = _settled(home, weave, path, changes)
+    specs = _settled(home, weave, path, changes, config.load(home, os.environ, overrides))
     by_name = {agent.name: agent for agent in weave.agents}
     for change in changes:
         if change.how == "created":
             agents.create(home, specs[change.name], by_name[change.name].system, "down")
+    weaving.write_overrides(home, overrides)
     for name, operators in weave.pipes.items():
         weaving.write_pipe(home, name, weaving.Pipe(operators, str(path.parent), weave.name))
     instances = {end_of(route): route for route in weave.routes if route.pipe}
@@ -133,11 +137,10 @@ def _joined_routes(home: Home, weave: Weave) -> list[Route]:
     return joined
 
 
-def _settled(home: Home, weave: Weave, path: Path, changes: Sequence[Change]) -> dict[str, AgentSpec]:
+def _settled(home: Home, weave: Weave, path: Path, changes: Sequence[Change], loaded: Loaded) -> dict[str, AgentSpec]:
     """The specs of agents that are to be written, checked: nothing is changed when one of them could not work."""
     file = weaving.shown(path)
     os.chdir(path.parent)  # names of files in loom.yml are seen from there, whatever directory we were called in
-    loaded = config.load(home, os.environ)
     wanted = {change.name for change in changes if change.how in ("created", "changed")}
     specs: dict[str, AgentSpec] = {}
     for agent in weave.agents:
@@ -234,7 +237,10 @@ def _tell(home: Home, weave: Weave, done: Sequence[Change], as_json: bool) -> No
 @click.option("--timeout", type=Seconds(), default=WAIT_S, show_default=True, metavar="S", help="Seconds to wait.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def down(file: str | None, name: str | None, timeout: float, as_json: bool) -> None:
-    """Stop the agents and pipes of a loom.yml. All they have stays: mail, conversations, routes; `up` goes on."""
+    """Stop the agents and pipes of a loom.yml. All they have stays: mail, conversations, routes; `up` goes on.
+
+    Its settings hold no more.
+    """
     if name is not None and file is not None:
         raise Usage("--name and -f are two weaves; give one of them")
     if name is not None:
@@ -245,18 +251,25 @@ def down(file: str | None, name: str | None, timeout: float, as_json: bool) -> N
         home = weaving.open_home(weave, path)
     with weaving.held(home):
         names = _stands(home, weave)
-        if not names:
+        if not names and not any(one.weave == weave.name for one in config.read_overrides(home)):
             raise NotFound(f"no agent of the weave {weave.name!r} is in {home.path}", hint="see: loom agent ps -a")
         running = [one for one in names if agents.is_alive(home.agent(one))]
         take_all_down(home, names, timeout)
+        taken = weaving.take_back_overrides(home, weave.name)
     count = weaving.waiting(home, names)
     if as_json:
-        printing.json_line(weaving.told(weave.name, stopped=running, waiting=count))
+        printing.json_line(weaving.told(weave.name, stopped=running, waiting=count, settings=taken))
         return
     for one in running:
         printing.line(one)
     if count:
         printing.note(f"{count} message{'s wait' if count > 1 else ' waits'} in their inboxes; `loom up` goes on")
+    _tell_taken(taken)
+
+
+def _tell_taken(keys: Sequence[str]) -> None:
+    if keys:
+        printing.note(f"its settings hold no more: {', '.join(keys)}; what is to hold always belongs into config.yml")
 
 
 def _stands(home: Home, weave: Weave) -> list[str]:

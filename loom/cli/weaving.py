@@ -7,7 +7,7 @@ something every crash can be gone on from: the same command given again finishes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from loom.cli.homes import is_reserved
 from loom.core import routing
 from loom.core.weave import Standing, parse
-from loom.spool import agents, fs, locks, mailbox
+from loom.spool import agents, config, fs, locks, mailbox
 from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home, default_home
 from loom.wire import ids
@@ -23,6 +23,7 @@ from loom.wire.agent import AgentSpec, Want
 from loom.wire.errors import BadInput, Config, LoomError, NotFound, TryLater
 from loom.wire.jsontext import Malformed, dumps, loads_object
 from loom.wire.record import record
+from loom.wire.settings import Override, encode_overrides
 from loom.wire.weave import Operator, Route, Weave, decode_operators, encode_operators
 
 NAMES = ("loom.yml", "loom.yaml")
@@ -161,6 +162,19 @@ def write_routes(home: Home, found: Iterable[Route]) -> None:
     except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
         pass
     fs.replace(home.routes, data)
+
+
+def write_overrides(home: Home, found: Sequence[Override]) -> None:
+    """The settings that weaves say from now on. Nothing is written that is there already."""
+    if tuple(found) != config.read_overrides(home):
+        fs.replace(home.overrides, dumps({"v": 1, "settings": encode_overrides(found)}) + b"\n")
+
+
+def take_back_overrides(home: Home, weave: str) -> list[str]:
+    """A weave says nothing more; the keys that it had set."""
+    standing = config.read_overrides(home)
+    write_overrides(home, [one for one in standing if one.weave != weave])
+    return [one.key for one in standing if one.weave == weave]
 
 
 def write_pipe(home: Home, name: str, pipe: Pipe) -> None:

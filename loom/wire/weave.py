@@ -12,6 +12,7 @@ from typing import Any, Literal
 from loom.wire.agent import AgentLimits, Restart
 from loom.wire.errors import Config
 from loom.wire.record import field, record
+from loom.wire.settings import Override
 
 VERSION = 1
 COMMAND_TIMEOUT_S = 30.0
@@ -105,7 +106,8 @@ class Route:
 class Weave:
     """A whole file: in its order, names unique, every route with both ends, no circle.
 
-    lines  of the file: where each agent and each pipe stands; under '' where the weave's own name does
+    lines      of the file: where each agent and each pipe stands; under '' where the weave's own name does
+    overrides  settings that hold for the home while this weave is up
     """
 
     name: str
@@ -114,6 +116,7 @@ class Weave:
     pipes: Mapping[str, tuple[Operator, ...]] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
     lines: Mapping[str, int] = field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
 
 
 def encode_operators(operators: tuple[Operator, ...]) -> list[dict[str, Any]]:
