@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 
 from loom.cli import printing
-from loom.cli.homes import check_is_there, open_home
+from loom.cli.homes import existing_home
 from loom.core.retention import Policy
 from loom.spool import config, retention
 from loom.spool.broom import Report, tell_nobody
-from loom.spool.layout import default_home
 
 
 @click.command("gc")
@@ -24,8 +23,7 @@ def cli(dry_run: bool, as_json: bool) -> None:
     Messages, with their turns, go to archive/ in the home. How old things get: retention.* in config.yml, or
     gc: in the loom.yml of a weave that is up.
     """
-    check_is_there(default_home(os.environ))  # a slip in a crontab should not make one
-    home = open_home()
+    home = existing_home()
     policy = policy_of(config.load(home, os.environ))
 
     def tell(path: Path, what: str, why: str) -> None:

@@ -12,7 +12,7 @@ from loom.cli import agent_state, printing, weaving
 from loom.cli import input as texts
 from loom.cli.ensure import ensure_supervisor
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import look_into_home, open_home
+from loom.cli.homes import existing_home, look_into_home
 from loom.core import pipes as core
 from loom.core.routing import end_of
 from loom.core.weave import parse_operators
@@ -52,7 +52,7 @@ def create(name: str, operators: str | None, file: str | None, replace: bool) ->
     ids.check_agent(name)
     chain = parse_operators(operators or texts.read_file(file or ""), file or "operators")
     check_programs(name, chain)
-    home = open_home()
+    home = existing_home()
     with weaving.held(home):
         known = weaving.pipes(home)
         if home.agent(name).spec.exists():

@@ -13,6 +13,7 @@ import click
 from loom.cli import detach, printing, weaving
 from loom.cli.agent_stop import WAIT_S, take_down, wait_gone
 from loom.cli.ensure import ensure_supervisor
+from loom.cli.homes import existing_home, open_home
 from loom.cli.params import Seconds
 from loom.core import weave as core
 from loom.core.routing import circle, end_of
@@ -49,7 +50,8 @@ def up(file: str | None, detached: bool, print_schema: bool, as_json: bool) -> i
         return exits.DONE
     path = weaving.find_file(file)
     weave = weaving.read_file(path)
-    home = weaving.open_home(weave, path)
+    weaving.choose_home(weave, path)
+    home = open_home()
     with weaving.held(home):
         done = bring_up(home, weave, path)
     _tell(home, weave, done, as_json)
@@ -244,11 +246,12 @@ def down(file: str | None, name: str | None, timeout: float, as_json: bool) -> N
     if name is not None and file is not None:
         raise Usage("--name and -f are two weaves; give one of them")
     if name is not None:
-        weave, home = Weave(name), weaving.open_home(Weave(name), Path.cwd())
+        weave = Weave(name)
     else:
         path = weaving.find_file(file)
         weave = weaving.read_file(path)
-        home = weaving.open_home(weave, path)
+        weaving.choose_home(weave, path)
+    home = existing_home()
     with weaving.held(home):
         names = _stands(home, weave)
         if not names and not any(one.weave == weave.name for one in config.read_overrides(home)):

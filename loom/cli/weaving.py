@@ -16,7 +16,6 @@ from loom.cli.homes import is_reserved
 from loom.core import routing
 from loom.core.weave import Standing, parse
 from loom.spool import agents, config, fs, locks, mailbox
-from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home, default_home
 from loom.wire import ids
 from loom.wire.agent import AgentSpec, Want
@@ -76,13 +75,10 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def open_home(weave: Weave, file: Path) -> Home:
+def choose_home(weave: Weave, file: Path) -> None:
     """$LOOM_HOME and --home go before what the file says; a path in the file is one from its directory."""
-    if not weave.home or os.environ.get("LOOM_HOME"):
-        return homes.open_home(default_home(os.environ))
-    place = (file.parent / Path(weave.home).expanduser()).absolute()
-    os.environ["LOOM_HOME"] = str(place)
-    return homes.open_home(place)
+    if weave.home and not os.environ.get("LOOM_HOME"):
+        os.environ["LOOM_HOME"] = str((file.parent / Path(weave.home).expanduser()).absolute())
 
 
 @contextmanager

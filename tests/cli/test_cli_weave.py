@@ -220,6 +220,7 @@ def test_two_weaves_of_one_name_and_agents_of_others_are_kept_apart(loom: Loom) 
 def test_without_a_file_it_says_where_it_looked(loom: Loom) -> None:
     assert "there is no loom.yml here; give one with -f FILE" in refused(loom, "up", "-d", status=66)
     assert "there is no file 'x.yml'" in refused(loom, "up", "-d", "-f", "x.yml", status=66)
+    loom.make_home()
     assert "no agent of the weave 'gone'" in refused(loom, "down", "--name", "gone", status=66)
 
 
