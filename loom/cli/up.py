@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -15,6 +14,7 @@ from loom.cli.agent_stop import WAIT_S, take_down, wait_gone
 from loom.cli.ensure import ensure_supervisor
 from loom.cli.homes import existing_home, open_home
 from loom.cli.params import Seconds
+from loom.cli.pipes import at, check_operator
 from loom.core import weave as core
 from loom.core.routing import circle, end_of
 from loom.core.weave import Change
@@ -25,7 +25,7 @@ from loom.spool.layout import Home
 from loom.wire import exits
 from loom.wire.agent import AgentSpec
 from loom.wire.errors import Config, NotFound, Usage
-from loom.wire.weave import Route, Weave, WeaveAgent
+from loom.wire.weave import Route, Weave, WeaveAgent, step_of
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
 _FILE = click.option("-f", "--file", metavar="FILE", help="The weave; by default loom.yml here or in the home.")
@@ -80,8 +80,11 @@ def bring_up(home: Home, weave: Weave, path: Path) -> list[Change]:
     if found := core.foreign(weave, standing, str(path)):
         raise Config(f"{file}:{found.line}: {weave.name} cannot be brought up: {found.why}", hint=found.hint)
     for name in weave.pipes:
-        with _at_line(file, weave, name):
-            _check_pipe(home, weave, name)
+        with at(f"{file}:{weave.lines[name]}"):
+            _check_owner(home, weave, name)
+        for number, operator in enumerate(weave.pipes[name]):
+            with at(f"{file}:{weave.lines[step_of(name, number)]}"):
+                check_operator(name, operator)
     routes = _joined_routes(home, weave)
     overrides = joined(config.read_overrides(home), weave.overrides, weave.name, str(path), file)
     changes = core.changes(weave, standing)
@@ -109,23 +112,10 @@ def bring_up(home: Home, weave: Weave, path: Path) -> list[Change]:
     return changes
 
 
-@contextmanager
-def _at_line(file: str, weave: Weave, name: str) -> Iterator[None]:
-    """What is wrong with this agent or pipe is wrong in the file: Config with its line, whatever it was."""
-    try:
-        yield
-    except (Config, NotFound, Usage) as error:
-        kind = error.kind if isinstance(error, Config) else ""
-        raise Config(f"{file}:{weave.lines[name]}: {error}", hint=error.hint, kind=kind) from None
-
-
-def _check_pipe(home: Home, weave: Weave, name: str) -> None:
-    from loom.cli import pipes
-
+def _check_owner(home: Home, weave: Weave, name: str) -> None:
     if home.pipe(name).exists() and (known := weaving.read_pipe(home, name)).weave != weave.name:
         owner = f"belongs to the weave {known.weave!r}" if known.weave else "was made by hand"
         raise Config(f"pipe {name!r} exists and {owner}", hint="rename it in this file")
-    pipes.check_programs(name, weave.pipes[name])
 
 
 def _joined_routes(home: Home, weave: Weave) -> list[Route]:
@@ -147,7 +137,7 @@ def _settled(home: Home, weave: Weave, path: Path, changes: Sequence[Change], lo
     specs: dict[str, AgentSpec] = {}
     for agent in weave.agents:
         if agent.name in wanted:
-            with _at_line(file, weave, agent.name):
+            with at(f"{file}:{weave.lines[agent.name]}"):
                 specs[agent.name] = _checked(home, loaded, spec_of(agent, weave.name, str(path)))
     return specs
 

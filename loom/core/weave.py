@@ -31,6 +31,7 @@ from loom.wire.weave import (
     Weave,
     WeaveAgent,
     kept_as,
+    step_of,
 )
 
 MAX_REPLICAS = 1000
@@ -91,7 +92,9 @@ class _Parser:
         blocks = self._blocks(read.items(top["agents"], "agents"), pipes)
         home = read.text(top["home"], "home") if "home" in top else ""
         lines = {"": top["name"].line if "name" in top else root.line}
-        lines |= {pipe: top["pipes"].value[pipe].line for pipe in pipes}
+        for pipe in pipes:
+            chain = top["pipes"].value[pipe]
+            lines |= {pipe: chain.line, **{step_of(pipe, n): step.line for n, step in enumerate(chain.value)}}
         lines |= {one: block.line for block in blocks for one in block.names}
         return Weave(
             name=name,
@@ -341,18 +344,18 @@ def digest(agent: WeaveAgent, overrides: Sequence[Override] = ()) -> str:
     return sha256(dumps({**fields, "tools": list(agent.tools)})).hexdigest()
 
 
-def parse_operators(text: str, where: str) -> tuple[Operator, ...]:
-    """A chain of operators by itself, as `loom pipe create` takes it: a YAML list. Raises Config."""
-    read = Reader(where)
-    top = read.mapping(read.compose(f"pipe: {_indented(text)}"), "the chain", ("pipe",))
+def parse_operators(text: str, where: str) -> list[tuple[Operator, str]]:
+    """A chain of operators by itself, as `loom pipe create` takes it: a YAML list. Each with its place, file and line.
+
+    Raises Config.
+    """
+    on_one_line = text.lstrip().startswith("[")
+    read = Reader(where, above=0 if on_one_line else 1)
+    top = read.mapping(read.compose(f"pipe: {text}" if on_one_line else f"pipe:\n{text}"), "the chain", ("pipe",))
     steps = read.items(top["pipe"], "the chain")
     if not steps:
         raise read.fault(1, "the chain has no operators")
-    return tuple(_Parser(read, {}).operator(step, "the chain") for step in steps)
-
-
-def _indented(text: str) -> str:
-    return text if text.lstrip().startswith("[") else "\n" + text
+    return [(_Parser(read, {}).operator(step, "the chain"), read.place(step.line)) for step in steps]
 
 
 # -- what `up` must change ---------------------------------------------------------------------------------------

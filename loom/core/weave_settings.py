@@ -57,7 +57,7 @@ def _walk(read: Reader, node: Node, prefix: str) -> Iterator[Override]:
         elif isinstance(value.value, dict) and wire.row_of(key) is not None:
             raise read.fault(value.line, f"{key} is a mapping, expected one value")
         else:
-            yield Override(key, wire.check(key, _plain(value), f"{read.where}:{value.line}"), value.line)
+            yield Override(key, wire.check(key, _plain(value), read.place(value.line)), value.line)
 
 
 def _plain(node: Node) -> Any:

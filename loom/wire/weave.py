@@ -106,7 +106,8 @@ class Route:
 class Weave:
     """A whole file: in its order, names unique, every route with both ends, no circle.
 
-    lines      of the file: where each agent and each pipe stands; under '' where the weave's own name does
+    lines      of the file: where each agent, each pipe and each operator (step_of) stands; under '' where the weave's
+               own name does
     overrides  settings that hold for the home while this weave is up
     """
 
@@ -117,6 +118,11 @@ class Weave:
     routes: tuple[Route, ...] = ()
     lines: Mapping[str, int] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
+
+
+def step_of(pipe: str, number: int) -> str:
+    """Under which name the line of an operator, counted from 0, is kept."""
+    return f"{pipe}/{number}"
 
 
 def encode_operators(operators: tuple[Operator, ...]) -> list[dict[str, Any]]:

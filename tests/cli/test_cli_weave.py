@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -233,6 +234,28 @@ def test_a_pipe_whose_program_is_missing_is_refused(loom: Loom) -> None:
     said = loom("up", "-d", PATH=str(empty))
     assert said.status == 78
     assert "dedupe.key needs jq, which is not installed" in said.err
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+@pytest.mark.parametrize("operator, words", [
+    ("{operator: dedupe, key: .body |}", "dedupe.key is no jq expression: syntax error"),
+    ("{operator: buffer, until: 'lenght > 2'}", "buffer.until is no jq expression: lenght/0 is not defined"),
+    ("{operator: accumulate, expr: '.[0'}", "accumulate.expr is no jq expression: syntax error"),
+])  # fmt: skip
+def test_an_expression_that_jq_cannot_compile_is_refused_with_its_line(loom: Loom, operator: str, words: str) -> None:
+    write(loom, WEAVE + "pipes:\n  p:\n    - {operator: tap, label: x}\n    - " + operator + "\n")
+    assert f"loom.yml:9: pipe 'p': {words}" in refused(loom, "up", "-d")
+    assert not (loom.home / "agents" / "a").exists()
+    (loom.place / "p.yml").write_text("- {operator: tap, label: x}\n- " + operator + "\n")
+    assert f"p.yml:2: pipe 'p': {words}" in refused(loom, "pipe", "create", "p", "--file", "p.yml")
+    assert f"operators:1: pipe 'p': {words}" in refused(loom, "pipe", "create", "p", f"[{operator}]")
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+def test_an_expression_is_compiled_and_not_run(loom: Loom) -> None:
+    endless = "def f: 1; [limit(10; f)] | until(false; .) # for ever"
+    write(loom, WEAVE + f"pipes: {{p: [{{operator: dedupe, key: '{endless}'}}]}}\n")
+    assert up(loom) == {"a": "created", "b": "created"}
 
 
 # -- settings ------------------------------------------------------------------------------------------------------

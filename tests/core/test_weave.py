@@ -343,7 +343,16 @@ def test_what_belongs_to_others_is_left_to_them(standing: dict[str, Standing], f
 
 @pytest.mark.parametrize("text", ["[{operator: tap, label: x}]", "- operator: tap\n  label: x\n"])
 def test_a_chain_by_itself(text: str):
-    assert parse_operators(text, "here") == (Operator("tap", {"label": "x"}),)
+    assert parse_operators(text, "here") == [(Operator("tap", {"label": "x"}), "here:1")]
+
+
+@pytest.mark.parametrize("text, line", [
+    ("- operator: tap\n  labl: x\n", 2), ("[{operator: tap,\n labl: x}]", 2), ("- operator: tap\n  label: [\n", 3),
+    ("-", 1),
+])  # fmt: skip
+def test_a_chain_by_itself_names_its_own_lines(text: str, line: int):
+    with pytest.raises(Config, match=rf"^here:{line}: "):
+        parse_operators(text, "here")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a", "{operator: tap, label: x}"])
