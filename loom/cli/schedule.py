@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from loom.cli import agent_state, printing
+from loom.cli import agent_state, model_names, printing
 from loom.cli.firing import Outcome, serve
 from loom.cli.firing import check as check_job
 from loom.cli.following import take_up
@@ -77,6 +77,8 @@ def add(name: str, replace: bool, as_json: bool, **given: Any) -> None:
     for key in ("workspace", "driver"):
         if key in values and (key == "workspace" or "/" in values[key]):
             values[key] = str(Path(values[key]).expanduser().absolute())
+    if "model" in values:
+        values["model"] = model_names.whole_paths(values["model"])
     home = open_home()
     place = home.schedule(name)
     data = schedules.text_of(values)
