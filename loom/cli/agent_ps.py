@@ -16,7 +16,10 @@ from loom.spool import agents
 @click.option("-a", "--all", "everything", is_flag=True, help="Stopped and dead agents and loom's own processes too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def cli(everything: bool, as_json: bool) -> None:
-    """List the agents that run or are wanted up; of those that should work and do not, or do not get on, why."""
+    """List the agents that run or are wanted up; of those that should work and do not, or do not get on, why.
+
+    WORKING is how long an agent has been on its message, since it took it up first.
+    """
     home = look_into_home()
     hindrance = agent_state.Hindrance(home)
     states = [agent_state.of(home, agent, hindrance) for agent in agents.each(home)]
@@ -28,9 +31,9 @@ def cli(everything: bool, as_json: bool) -> None:
     if as_json:
         printing.json_line({"v": 1, "agents": [asdict(state) for state in states]})
         return
-    head: tuple[str, ...] = ("NAME", "STATUS", "PID", "MODEL", "WAITING", "STARTED")
+    head: tuple[str, ...] = ("NAME", "STATUS", "PID", "MODEL", "WAITING", "WORKING")
     rows: list[tuple[str, ...]] = [
-        (s.name, s.status, str(s.pid or "-"), s.model, str(s.waiting), s.started_at[:19].replace("T", " ") or "-")
+        (s.name, s.status, str(s.pid or "-"), s.model, str(s.waiting), agent_state.working_for(s) or "-")
         for s in states
     ]
     if any(s.reason for s in states):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from loom.cli import printing
-from loom.cli.homes import open_home
+from loom.cli.homes import existing_home
 from loom.cli.send import rouse
 from loom.spool import agents, mailbox
 from loom.wire.errors import NotFound
@@ -16,7 +16,7 @@ from loom.wire.errors import NotFound
 @click.argument("messages", nargs=-1, metavar="[MSG…]")
 def cli(name: str, messages: tuple[str, ...]) -> None:
     """Put failed messages of agent NAME back into its inbox: those named, else all. Prints their names."""
-    home = open_home()
+    home = existing_home()
     agent = agents.find(home, name)
     failed = mailbox.failed(agent)
     wanted = [message.removesuffix(".msg") for message in messages]

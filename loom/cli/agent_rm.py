@@ -9,7 +9,7 @@ import click
 
 from loom.cli import printing, weaving
 from loom.cli.agent_stop import WAIT_S, take_down, wait_gone
-from loom.cli.homes import is_reserved, open_home
+from loom.cli.homes import existing_home, is_reserved
 from loom.spool import agents, fs, locks, wake
 from loom.spool.fs import TMP
 from loom.wire import ids
@@ -21,7 +21,7 @@ from loom.wire.errors import NotFound, TryLater, Usage
 @click.option("--force", is_flag=True, help="Also when it runs or has mail: it is stopped, its mail is lost.")
 def cli(name: str, force: bool) -> None:
     """Remove the agent NAME: settings, mail, conversations, logs."""
-    home = open_home()
+    home = existing_home()
     ids.check_agent(name, reserved_ok=True)
     agent = home.agent(name)
     if not agent.path.is_dir():

@@ -69,9 +69,11 @@ def _count(directory: Path, suffix: str = ".msg") -> int:
 def _print(about: dict[str, Any], agent: AgentDir) -> None:
     spec = about["spec"]
     pid = f", pid {about['pid']}, since {about['started_at']}" if about["pid"] else ""
+    on = [("working on", f"{about['message']}, since {about['message_since']}")] if about["message"] else []
     rows = [
         ("name", about["name"]),
         ("status", about["status"] + pid),
+        *on,
         *([("reason", about["reason"])] if about["reason"] else []),
         ("want", about["want"]),
         ("mail", ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in about["mail"].items())),

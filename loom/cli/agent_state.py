@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from loom.spool import agents, crashes, heartbeat, locks
 from loom.spool import home as homes
@@ -15,8 +16,10 @@ from loom.spool.layout import AgentDir, Home
 from loom.wire import hang
 from loom.wire.agent import Want
 from loom.wire.errors import Config, Disk, NotFound
+from loom.wire.times import parse_us, rfc3339
 
 _ALIVE = ("idle", "running")
+_UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
 _WAITING_TO_START = ("pending", "restarting")
 
 
@@ -25,6 +28,7 @@ class State:
     """How one agent is now.
 
     status   idle running | pending restarting crashed dormant stopped dead error; `dormant` waits for mail
+    message  what it works on, empty when it works on nothing; message_since  when it was claimed, over restarts
     reason   why it does not work although it should, or does not get on, in one line; empty when all is well
     shape    the hang that the reason names, and the level of liveness that it lacks (docs/liveness.md); empty: none
     """
@@ -37,6 +41,8 @@ class State:
     model: str
     waiting: int
     started_at: str
+    message: str = ""
+    message_since: str = ""
     reason: str = ""
     shape: str = ""
     level: str = ""
@@ -80,15 +86,19 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
     if alive and (holder is None or waiting or agents.has_claimed(agent)):
         reason = heartbeat.reason(agent)
     shape = hang.shape_of(reason)
+    word = status(said, works_by, alive=alive, broken=broken)
+    message, since_us = (agents.in_work(agent) if word == "running" else None) or ("", 0)
     return State(
         name=agent.name,
-        status=status(said, works_by, alive=alive, broken=broken),
+        status=word,
         want=want,
         alive=alive,
         pid=holder.pid if holder is not None else None,
         model=model,
         waiting=waiting,
         started_at=agents.read_hint(agent.started_at) if alive else "",
+        message=message,
+        message_since=rfc3339(since_us) if message else "",
         reason=reason,
         shape=shape,
         level=hang.SHAPES[shape].level if shape else "",
@@ -125,6 +135,18 @@ def status(said: str, want: Want, *, alive: bool, broken: bool = False) -> str:
     if want == "demand":
         return "dormant"
     return "stopped" if said == "stopped" else "crashed" if said in _ALIVE else "pending"
+
+
+def working_for(state: State) -> str:
+    """How long it has been on its message, in one or two units; empty when it works on none."""
+    if not state.message_since:
+        return ""
+    seconds = max(0, time.time_ns() // 1000 - parse_us(state.message_since)) // 1_000_000
+    for (unit, size), (smaller_unit, smaller) in pairwise(_UNITS):
+        if seconds >= size:
+            rest = seconds % size // smaller
+            return f"{seconds // size}{unit}" + (f" {rest}{smaller_unit}" if rest else "")
+    return f"{seconds}s"
 
 
 def is_served(agent: AgentDir) -> bool:

@@ -10,7 +10,7 @@ import click
 
 from loom.cli import printing
 from loom.cli.ensure import ensure_supervisor, restart_runner
-from loom.cli.homes import open_home, settings_of
+from loom.cli.homes import existing_home, settings_of
 from loom.cli.params import Seconds
 from loom.proc import pidfd
 from loom.spool import agents, fs, locks, wake
@@ -33,7 +33,7 @@ _TIMEOUT = click.option(
 @_TIMEOUT
 def stop(names: tuple[str, ...], timeout: float) -> None:
     """Stop agents with all their processes. They are not started again, not even for mail, until asked."""
-    home = open_home()
+    home = existing_home()
     found = [agents.find(home, name) for name in dict.fromkeys(names)]
     running = [agent for agent in found if agents.is_alive(agent)]
     for agent in found:
@@ -49,7 +49,7 @@ def stop(names: tuple[str, ...], timeout: float) -> None:
 @_TIMEOUT
 def restart(name: str, timeout: float) -> None:
     """Stop the agent NAME and start it again; a claimed message is gone on with."""
-    home = open_home()
+    home = existing_home()
     agent = agents.find(home, name)
     settings_of(agent)  # with one that cannot be read it would only end
     restart_runner(agent, timeout)

@@ -1,6 +1,7 @@
-"""The checks of `loom doctor` on the machine and on providers, one function each; on the home: checks_home.py.
+"""The checks of `loom doctor` on the machine and on providers, one function each.
 
-They change nothing but the home's own self-test.
+Those on the home are in checks_home.py, those on its agents in checks_agents.py. They change
+nothing but the home's own self-test.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from loom.cli import checks_agents
 from loom.cli import checks_home as kept
 from loom.cli.check import Check
 from loom.models import keys
@@ -44,7 +46,7 @@ def all_checks() -> list[Check]:
     except LoomError as error:
         return [*found, kept.clock(None), Check("home", "problem", str(error), error.hint), *_machine()]
     found += [Check("home", "ok", str(home.path)), kept.clock(home), _ground(home), _self_test(home), kept.room(home)]
-    found += [*kept.permissions(home), _supervisor(home), *kept.jobs(home)]
+    found += [*kept.permissions(home), _supervisor(home), *checks_agents.check(home), *kept.jobs(home)]
     return [*found, *_machine(), *_providers(home)]
 
 

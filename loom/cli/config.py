@@ -32,7 +32,7 @@ def cli(as_json: bool, docs: bool) -> None:
         printing.json_line({"v": 1, "file": str(home.config), "settings": rows})
         return
     printing.table(("KEY", "VALUE", "FROM"), [(r["key"], shown(r["value"]), r["origin"]) for r in rows])
-    printing.note(f"they are set in {home.config}; what each does: loom config --docs")
+    printing.note(f"they are set in {home.config} or by weaves that are up; what each does: loom config --docs")
 
 
 def shown(value: Any) -> str:
@@ -60,8 +60,9 @@ def page() -> str:
         "",
         "An unknown key and a value of the wrong type are refused with status 78, the file and line, and the nearest",
         "right word.",
+        "A [loom.yml](weave.md#settings-of-a-weave) may say settings too; while it is up they win over `config.yml`.",
         "`loom config` shows what is in force and where it comes from. The variables `LOOM_MODEL` and",
-        "`LOOM_DEFAULT_PROVIDER` win over the file, flags win over both.",
+        "`LOOM_DEFAULT_PROVIDER` win over the files, flags win over all.",
         "",
         "This page is printed by `loom config --docs`, from the table that the program itself reads.",
         "",

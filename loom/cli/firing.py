@@ -17,8 +17,10 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
+from loom.cli import model_names
 from loom.cli.run import source_of, spec_of
 from loom.core import schedule as core
 from loom.proc import toolchild
@@ -80,7 +82,14 @@ def check(home: Home, job: Job) -> None:
 
 
 def _goal_spec(home: Home, job: Job, slot: int) -> GoalSpec:
-    """The goal of a slot. Raises LoomError for a workspace or models that nobody could use."""
+    """The goal of a slot. Raises LoomError for a workspace or models that nobody could use.
+
+    Whoever serves the slot does it from a directory of its own, so paths must be whole.
+    """
+    if job.workspace and not Path(job.workspace).expanduser().is_absolute():
+        raise Config(f"the workspace {job.workspace!r} is no whole path", hint="write it from / or ~/")
+    if job.model and model_names.depends_on_directory(job.model):
+        raise Config(f"the model {job.model!r} is given by a path that is not whole", hint="write it from /")
     return spec_of(
         home,
         ids.slot_goal(job.name, slot, day_of(slot * 1000).replace("-", "")),

@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 
 from loom.cli import printing
-from loom.cli.homes import check_is_there, open_home
+from loom.cli.homes import existing_home
 from loom.core.retention import Policy
 from loom.spool import config, retention
 from loom.spool.broom import Report, tell_nobody
-from loom.spool.layout import default_home
 
 
 @click.command("gc")
@@ -21,10 +20,10 @@ from loom.spool.layout import default_home
 def cli(dry_run: bool, as_json: bool) -> None:
     """Archive and remove what is old and finished. Safe while everything runs, and as often as you like.
 
-    Messages, with their turns, go to archive/ in the home. How old things get: retention.* in config.yml.
+    Messages, with their turns, go to archive/ in the home. How old things get: retention.* in config.yml, or
+    gc: in the loom.yml of a weave that is up.
     """
-    check_is_there(default_home(os.environ))  # a slip in a crontab should not make one
-    home = open_home()
+    home = existing_home()
     policy = policy_of(config.load(home, os.environ))
 
     def tell(path: Path, what: str, why: str) -> None:
@@ -46,6 +45,7 @@ def policy_of(settings: config.Loaded) -> Policy:
     """The settings `retention.*`."""
     return Policy(
         messages=settings["retention.messages"],
+        steps=settings["retention.steps"],
         blobs=settings["retention.blobs"],
         logs_packed=settings["retention.logs_packed"],
         logs=settings["retention.logs"],

@@ -11,7 +11,7 @@ import click
 from loom.cli import printing, progress
 from loom.cli.following import Follower, damaged, take_up
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import look_into_home, open_home
+from loom.cli.homes import existing_home, look_into_home
 from loom.core.goal import reduce as reducing
 from loom.core.goal.state import GoalState, SubState
 from loom.spool import blobs, fs, goals, journal
@@ -197,7 +197,7 @@ def _detail(event: Event) -> str:
 
 def _ask(goal: str, verb: str, until: tuple[str, ...]) -> tuple[GoalState, Event]:
     """Drop a request and wait for what the router makes of it. Raises WorkFailed when it was refused."""
-    home = open_home()
+    home = existing_home()
     directory = goals.find(home, goal)
     stem = ids.message_stem(time.time_ns() // 1_000_000, os.urandom(10))
     goals.control(home, directory, stem, verb, str(os.getuid()), {})

@@ -12,10 +12,19 @@ from loom.wire import ids
 from loom.wire.agent import AgentSpec
 from loom.wire.errors import Config, NotFound, Usage
 
+BEGIN = "set LOOM_HOME, or give --home DIR; `loom agent start` and `loom up` would make one"
+
 
 def open_home() -> Home:
-    """The home of this command line, made when it is not there. Raises Config and Disk."""
+    """The home of this command line, made when it is not there: for who begins one. Raises Config and Disk."""
     return homes.open_home(default_home(os.environ))
+
+
+def existing_home() -> Home:
+    """The same for a command that changes what is there: a slip in the name makes no home. Raises NotFound too."""
+    place = default_home(os.environ)
+    check_is_there(place)
+    return homes.open_home(place)
 
 
 def look_into_home(*, is_needed: bool = True) -> Home:
@@ -33,7 +42,7 @@ def look_into_home(*, is_needed: bool = True) -> Home:
 def check_is_there(place: Path) -> None:
     """Raises NotFound for a home that is not there."""
     if not place.exists():
-        raise NotFound(f"there is no loom home in {place}", hint="set LOOM_HOME, or give --home DIR")
+        raise NotFound(f"there is no loom home in {place}", hint=BEGIN)
 
 
 def settings_of(agent: AgentDir) -> AgentSpec:

@@ -36,6 +36,27 @@ def context(home: Home, loaded: Loaded, env: Mapping[str, str], cwd: str) -> Mod
 _TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
+def whole_paths(name: str) -> str:
+    """The name with the paths of programs and scripts as they are seen from here; everything else as it is."""
+    return "|".join(_anchored(member) for member in members(name))
+
+
+def depends_on_directory(name: str) -> bool:
+    """Whether a path in this name means another file in another directory."""
+    return any(path and not path.startswith("/") for path in map(_path_in, members(name)))
+
+
+def _path_in(member: str) -> str:
+    """The path of a program or a script; empty for any other model, and for a program that is looked for on PATH."""
+    prefix, _, rest = member.partition("/")
+    return rest if prefix == "script" or (prefix == "exec" and "/" in rest) else ""
+
+
+def _anchored(member: str) -> str:
+    path = _path_in(member)
+    return f"{member.partition('/')[0]}/{Path(path).absolute()}" if path else member
+
+
 def settle(home: Home, loaded: Loaded, name: str, given: Mapping[str, str] | None = None) -> tuple[str, dict[str, str]]:
     """(the name with nothing left that depends on this directory or environment, the variables it needs).
 
@@ -46,10 +67,8 @@ def settle(home: Home, loaded: Loaded, name: str, given: Mapping[str, str] | Non
     here = context(home, loaded, env, os.getcwd())
     names: list[str] = []
     needed: dict[str, str] = {}
-    for member in members(name):
+    for member in members(whole_paths(name)):
         prefix, rest = split_name(member, here)
-        if prefix in ("exec", "script") and (prefix == "script" or "/" in rest):
-            rest = str(Path(rest).absolute())
         names.append(f"{prefix}/{rest}" if rest else prefix)
         if is_server(prefix):
             url = find_provider(prefix, here).base_url

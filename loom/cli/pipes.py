@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -12,14 +16,14 @@ from loom.cli import agent_state, printing, weaving
 from loom.cli import input as texts
 from loom.cli.ensure import ensure_supervisor
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import look_into_home, open_home
+from loom.cli.homes import existing_home, look_into_home
 from loom.core import pipes as core
 from loom.core.routing import end_of
 from loom.core.weave import parse_operators
 from loom.spool import agents, ndjson
 from loom.spool.layout import Home
 from loom.wire import ids
-from loom.wire.errors import Config, Usage
+from loom.wire.errors import Config, NotFound, Usage
 from loom.wire.weave import EXPRESSIONS, Operator, decode_operators
 
 pipe = LazyGroup(
@@ -29,6 +33,9 @@ pipe = LazyGroup(
 )
 
 # What a shell understands by itself; any other first word of a command is a program that must be there.
+_JQ_S = 5.0
+_JQ_NOT_COMPILED = 3  # its exit status
+_JQ_SAYS = re.compile(r"^jq: error: ?|( \(Unix shell quoting issues\?\))?( at <top-level>(, line \d+)?.*)?$")
 _OF_THE_SHELL = frozenset(
     (
         *("cd", "echo", "printf", "test", "[", ":", "true", "false", "read", "set", "export", "exec", "eval"),
@@ -50,9 +57,12 @@ def create(name: str, operators: str | None, file: str | None, replace: bool) ->
     if (operators is None) == (file is None):
         raise Usage("give the operators, or --file F with them", hint="see: loom pipe create --help")
     ids.check_agent(name)
-    chain = parse_operators(operators or texts.read_file(file or ""), file or "operators")
-    check_programs(name, chain)
-    home = open_home()
+    steps = parse_operators(operators or texts.read_file(file or ""), file or "operators")
+    for operator, place in steps:
+        with at(place):
+            check_operator(name, operator)
+    chain = tuple(operator for operator, _ in steps)
+    home = existing_home()
     with weaving.held(home):
         known = weaving.pipes(home)
         if home.agent(name).spec.exists():
@@ -73,16 +83,42 @@ def create(name: str, operators: str | None, file: str | None, replace: bool) ->
     printing.note(f"the pipe {name} is made; use it with: loom route A --to B --pipe {name}")
 
 
-def check_programs(name: str, operators: tuple[Operator, ...]) -> None:
-    """Raise Config for a program that a pipe needs and this machine does not have."""
-    for operator in operators:
-        if operator.kind in EXPRESSIONS and shutil.which("jq") is None:
-            raise Config(
-                f"pipe {name!r}: {operator.kind}.{EXPRESSIONS[operator.kind]} needs jq, which is not installed",
-                hint="install it, e.g. apt-get install jq",
-            )
-        if operator.kind == "command" and (program := _program(operator["cmd"])) and shutil.which(program) is None:
-            raise Config(f"pipe {name!r}: there is no program {program!r}", hint="install it, or correct its cmd")
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """What is wrong here is wrong in this line of a file: Config that begins with it, whatever it was."""
+    try:
+        yield
+    except (Config, NotFound, Usage) as error:
+        kind = error.kind if isinstance(error, Config) else ""
+        raise Config(f"{place}: {error}", hint=error.hint, kind=kind) from None
+
+
+def check_operator(pipe: str, operator: Operator) -> None:
+    """Raise Config for a program that an operator needs and that is missing, or that refuses what it says."""
+    if operator.kind in EXPRESSIONS:
+        what = f"pipe {pipe!r}: {operator.kind}.{EXPRESSIONS[operator.kind]}"
+        if shutil.which("jq") is None:
+            raise Config(f"{what} needs jq, which is not installed", hint="install it, e.g. apt-get install jq")
+        if fault := _jq_fault(operator[EXPRESSIONS[operator.kind]]):
+            raise Config(f"{what} is no jq expression: {fault}", hint="try it with: jq -n")
+    if operator.kind == "command" and (program := _program(operator["cmd"])) and shutil.which(program) is None:
+        raise Config(f"pipe {pipe!r}: there is no program {program!r}", hint="install it, or correct its cmd")
+
+
+def _jq_fault(expression: str) -> str:
+    """Why jq cannot compile an expression, in a line; empty when it can, or says nothing in time.
+
+    It is given no input, so nothing of the expression is evaluated.
+    """
+    argv = ["jq", "-c", f" {expression}"]  # as the pipe runs it: the blank keeps it from being an option
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_JQ_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if done.returncode != _JQ_NOT_COMPILED:
+        return ""
+    said = done.stderr.decode("utf-8", "replace").partition("\n")[0]
+    return _JQ_SAYS.sub("", said) or "it does not compile"
 
 
 def _program(command: str) -> str:

@@ -6,7 +6,7 @@ import click
 
 from loom.cli import printing, weaving
 from loom.cli.ensure import ensure_supervisor
-from loom.cli.homes import look_into_home, open_home
+from loom.cli.homes import existing_home, look_into_home
 from loom.cli.words import nearest
 from loom.core.routing import circle, end_of
 from loom.spool import agents, tally
@@ -25,7 +25,7 @@ _PIPE = click.option("--pipe", "pipe", default="", metavar="P", help="Through an
 @_PIPE
 def route(source: str, to: str, pipe: str) -> None:
     """Have agent B hear what agent A answers, its failures too."""
-    home = open_home()
+    home = existing_home()
     with weaving.held(home):
         for name in (source, to):
             agents.find(home, ids.check_agent(name))
@@ -51,7 +51,7 @@ def route(source: str, to: str, pipe: str) -> None:
 @_PIPE
 def unroute(source: str, to: str, pipe: str) -> None:
     """End a route. An instance of a pipe is stopped and keeps what it holds; the same route goes on with it."""
-    home = open_home()
+    home = existing_home()
     with weaving.held(home):
         routes = weaving.routes(home)
         gone = [r for r in routes if (r.source, r.to, r.pipe) == (source, to, pipe)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from itertools import islice
@@ -11,17 +10,17 @@ from typing import Any
 
 import click
 
-from loom.cli import agent_state, printing
+from loom.cli import agent_state, model_names, printing
 from loom.cli.firing import Outcome, serve
 from loom.cli.firing import check as check_job
 from loom.cli.following import take_up
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import check_is_there, look_into_home, open_home
+from loom.cli.homes import existing_home, look_into_home, open_home
 from loom.cli.send import rouse
 from loom.core import schedule as core
 from loom.spool import fs, schedules, wake, zones
 from loom.spool.home import disk_error
-from loom.spool.layout import Home, ScheduleDir, default_home
+from loom.spool.layout import Home, ScheduleDir
 from loom.wire import exits
 from loom.wire.errors import LoomError, TryLater, Usage
 from loom.wire.record import record
@@ -78,6 +77,8 @@ def add(name: str, replace: bool, as_json: bool, **given: Any) -> None:
     for key in ("workspace", "driver"):
         if key in values and (key == "workspace" or "/" in values[key]):
             values[key] = str(Path(values[key]).expanduser().absolute())
+    if "model" in values:
+        values["model"] = model_names.whole_paths(values["model"])
     home = open_home()
     place = home.schedule(name)
     data = schedules.text_of(values)
@@ -236,7 +237,7 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
 def rm(names: tuple[str, ...]) -> None:
     """Remove jobs and what is known of their slots. Messages and goals they led to stay."""
-    home = open_home()
+    home = existing_home()
     for place in [schedules.find(home, name) for name in names]:
         lock = schedules.lock(place)
         if lock is None:
@@ -259,8 +260,7 @@ def run_due(names: tuple[str, ...], as_json: bool) -> int:
 
     Ends with 1 when a slot came to nothing, else with 75 or 74 when something has to be tried again later.
     """
-    check_is_there(default_home(os.environ))  # a slip in a crontab should not make one
-    home = open_home()
+    home = existing_home()
     told: list[Outcome] = []
     errors: list[LoomError] = []
     for name in names or schedules.names(home):

@@ -9,7 +9,7 @@ import click
 from loom.cli import input as texts
 from loom.cli import printing
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import look_into_home, open_home
+from loom.cli.homes import existing_home, look_into_home, open_home
 from loom.spool import secrets
 from loom.wire.errors import BadInput, Usage
 
@@ -71,5 +71,5 @@ def ls(as_json: bool) -> None:
 @click.argument("name")
 def rm(name: str) -> None:
     """Remove the stored key NAME."""
-    secrets.remove(open_home(), name)
+    secrets.remove(existing_home(), name)
     printing.note(f"{name} is removed; agents that run keep it until they are started again")

@@ -11,7 +11,7 @@ import click
 from loom.cli import agent_state, attaching, printing
 from loom.cli import input as texts
 from loom.cli.attaching import Image
-from loom.cli.homes import open_home
+from loom.cli.homes import existing_home
 from loom.cli.params import Count, Seconds
 from loom.spool import agents, bodies, locks, mailbox, wake
 from loom.spool.home import disk_error
@@ -75,7 +75,7 @@ def cli(
         ids.check_thread(thread)
     body = _body(text, file, max_input)
     images, attached = attaching.read(attach, max_input)
-    home = open_home()
+    home = existing_home()
     agent = agents.find(home, name)
     if stdin_lines:
         return _send_lines(home, agent, body, thread or "", as_json)

@@ -11,7 +11,7 @@ import click
 
 from loom.cli import agent_state, ensure, printing
 from loom.cli.groups import LazyGroup
-from loom.cli.homes import is_reserved, look_into_home, open_home
+from loom.cli.homes import existing_home, is_reserved, look_into_home, open_home
 from loom.cli.params import Seconds
 from loom.proc import notify, reexec
 from loom.spool import agents, running
@@ -95,7 +95,7 @@ def _counted(counts: Counter[str]) -> str:
 @click.option("--timeout", type=Seconds(), default=90.0, show_default=True, help="Seconds to wait for it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def reload(timeout: float, as_json: bool) -> None:
-    before, now = ensure.reload_supervisor(open_home(), timeout)
+    before, now = ensure.reload_supervisor(existing_home(), timeout)
     if now.status:
         kind = Config if now.status == Config.exit_status else TryLater
         raise kind(now.error, hint=f"pid {now.pid} goes on with {now.code}")
@@ -109,6 +109,6 @@ def reload(timeout: float, as_json: bool) -> None:
 @click.command(help="Stop all agents and the supervisor; what is wanted stays and goes on with the next start.")
 @click.option("--timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds to wait for it.")
 def stop(timeout: float) -> None:
-    home = open_home()
+    home = look_into_home()
     stopped = ensure.stop_supervisor(home, timeout)
     printing.note("stopped" if stopped else f"no supervisor serves {home.path}")

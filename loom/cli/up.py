@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -13,17 +12,20 @@ import click
 from loom.cli import detach, printing, weaving
 from loom.cli.agent_stop import WAIT_S, take_down, wait_gone
 from loom.cli.ensure import ensure_supervisor
+from loom.cli.homes import existing_home, open_home
 from loom.cli.params import Seconds
+from loom.cli.pipes import at, check_operator
 from loom.core import weave as core
 from loom.core.routing import circle, end_of
 from loom.core.weave import Change
+from loom.core.weave_settings import joined
 from loom.spool import agents, config, fs, wake
 from loom.spool.config import Loaded
 from loom.spool.layout import Home
 from loom.wire import exits
 from loom.wire.agent import AgentSpec
 from loom.wire.errors import Config, NotFound, Usage
-from loom.wire.weave import Route, Weave, WeaveAgent
+from loom.wire.weave import Route, Weave, WeaveAgent, step_of
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
 _FILE = click.option("-f", "--file", metavar="FILE", help="The weave; by default loom.yml here or in the home.")
@@ -48,7 +50,8 @@ def up(file: str | None, detached: bool, print_schema: bool, as_json: bool) -> i
         return exits.DONE
     path = weaving.find_file(file)
     weave = weaving.read_file(path)
-    home = weaving.open_home(weave, path)
+    weaving.choose_home(weave, path)
+    home = open_home()
     with weaving.held(home):
         done = bring_up(home, weave, path)
     _tell(home, weave, done, as_json)
@@ -62,29 +65,35 @@ def up(file: str | None, detached: bool, print_schema: bool, as_json: bool) -> i
     finally:
         with weaving.held(home):
             take_all_down(home, _stands(home, weave), WAIT_S)
+            _tell_taken(weaving.take_back_overrides(home, weave.name))
     return exits.DONE
 
 
 def bring_up(home: Home, weave: Weave, path: Path) -> list[Change]:
     """Make the home as the weave says; what was done to each agent. Under `weave.lock`.
 
-    First all that could be refused; then agents that are new, but down; pipes and routes; and only then is anything
-    started, so that no answer finds its route missing.
+    First all that could be refused; then agents that are new, but down; settings, pipes and routes; and only then is
+    anything started, so that no answer finds its route missing.
     """
     standing = weaving.standing(home)
     file = weaving.shown(path)
     if found := core.foreign(weave, standing, str(path)):
         raise Config(f"{file}:{found.line}: {weave.name} cannot be brought up: {found.why}", hint=found.hint)
     for name in weave.pipes:
-        with _at_line(file, weave, name):
-            _check_pipe(home, weave, name)
+        with at(f"{file}:{weave.lines[name]}"):
+            _check_owner(home, weave, name)
+        for number, operator in enumerate(weave.pipes[name]):
+            with at(f"{file}:{weave.lines[step_of(name, number)]}"):
+                check_operator(name, operator)
     routes = _joined_routes(home, weave)
+    overrides = joined(config.read_overrides(home), weave.overrides, weave.name, str(path), file)
     changes = core.changes(weave, standing)
-    specs = _settled(home, weave, path, changes)
+    specs = _settled(home, weave, path, changes, config.load(home, os.environ, overrides))
     by_name = {agent.name: agent for agent in weave.agents}
     for change in changes:
         if change.how == "created":
             agents.create(home, specs[change.name], by_name[change.name].system, "down")
+    weaving.write_overrides(home, overrides)
     for name, operators in weave.pipes.items():
         weaving.write_pipe(home, name, weaving.Pipe(operators, str(path.parent), weave.name))
     instances = {end_of(route): route for route in weave.routes if route.pipe}
@@ -103,23 +112,10 @@ def bring_up(home: Home, weave: Weave, path: Path) -> list[Change]:
     return changes
 
 
-@contextmanager
-def _at_line(file: str, weave: Weave, name: str) -> Iterator[None]:
-    """What is wrong with this agent or pipe is wrong in the file: Config with its line, whatever it was."""
-    try:
-        yield
-    except (Config, NotFound, Usage) as error:
-        kind = error.kind if isinstance(error, Config) else ""
-        raise Config(f"{file}:{weave.lines[name]}: {error}", hint=error.hint, kind=kind) from None
-
-
-def _check_pipe(home: Home, weave: Weave, name: str) -> None:
-    from loom.cli import pipes
-
+def _check_owner(home: Home, weave: Weave, name: str) -> None:
     if home.pipe(name).exists() and (known := weaving.read_pipe(home, name)).weave != weave.name:
         owner = f"belongs to the weave {known.weave!r}" if known.weave else "was made by hand"
         raise Config(f"pipe {name!r} exists and {owner}", hint="rename it in this file")
-    pipes.check_programs(name, weave.pipes[name])
 
 
 def _joined_routes(home: Home, weave: Weave) -> list[Route]:
@@ -133,16 +129,15 @@ def _joined_routes(home: Home, weave: Weave) -> list[Route]:
     return joined
 
 
-def _settled(home: Home, weave: Weave, path: Path, changes: Sequence[Change]) -> dict[str, AgentSpec]:
+def _settled(home: Home, weave: Weave, path: Path, changes: Sequence[Change], loaded: Loaded) -> dict[str, AgentSpec]:
     """The specs of agents that are to be written, checked: nothing is changed when one of them could not work."""
     file = weaving.shown(path)
     os.chdir(path.parent)  # names of files in loom.yml are seen from there, whatever directory we were called in
-    loaded = config.load(home, os.environ)
     wanted = {change.name for change in changes if change.how in ("created", "changed")}
     specs: dict[str, AgentSpec] = {}
     for agent in weave.agents:
         if agent.name in wanted:
-            with _at_line(file, weave, agent.name):
+            with at(f"{file}:{weave.lines[agent.name]}"):
                 specs[agent.name] = _checked(home, loaded, spec_of(agent, weave.name, str(path)))
     return specs
 
@@ -234,29 +229,40 @@ def _tell(home: Home, weave: Weave, done: Sequence[Change], as_json: bool) -> No
 @click.option("--timeout", type=Seconds(), default=WAIT_S, show_default=True, metavar="S", help="Seconds to wait.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def down(file: str | None, name: str | None, timeout: float, as_json: bool) -> None:
-    """Stop the agents and pipes of a loom.yml. All they have stays: mail, conversations, routes; `up` goes on."""
+    """Stop the agents and pipes of a loom.yml. All they have stays: mail, conversations, routes; `up` goes on.
+
+    Its settings hold no more.
+    """
     if name is not None and file is not None:
         raise Usage("--name and -f are two weaves; give one of them")
     if name is not None:
-        weave, home = Weave(name), weaving.open_home(Weave(name), Path.cwd())
+        weave = Weave(name)
     else:
         path = weaving.find_file(file)
         weave = weaving.read_file(path)
-        home = weaving.open_home(weave, path)
+        weaving.choose_home(weave, path)
+    home = existing_home()
     with weaving.held(home):
         names = _stands(home, weave)
-        if not names:
+        if not names and not any(one.weave == weave.name for one in config.read_overrides(home)):
             raise NotFound(f"no agent of the weave {weave.name!r} is in {home.path}", hint="see: loom agent ps -a")
         running = [one for one in names if agents.is_alive(home.agent(one))]
         take_all_down(home, names, timeout)
+        taken = weaving.take_back_overrides(home, weave.name)
     count = weaving.waiting(home, names)
     if as_json:
-        printing.json_line(weaving.told(weave.name, stopped=running, waiting=count))
+        printing.json_line(weaving.told(weave.name, stopped=running, waiting=count, settings=taken))
         return
     for one in running:
         printing.line(one)
     if count:
         printing.note(f"{count} message{'s wait' if count > 1 else ' waits'} in their inboxes; `loom up` goes on")
+    _tell_taken(taken)
+
+
+def _tell_taken(keys: Sequence[str]) -> None:
+    if keys:
+        printing.note(f"its settings hold no more: {', '.join(keys)}; what is to hold always belongs into config.yml")
 
 
 def _stands(home: Home, weave: Weave) -> list[str]:

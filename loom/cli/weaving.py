@@ -7,7 +7,7 @@ something every crash can be gone on from: the same command given again finishes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from typing import Any
 from loom.cli.homes import is_reserved
 from loom.core import routing
 from loom.core.weave import Standing, parse
-from loom.spool import agents, fs, locks, mailbox
-from loom.spool import home as homes
+from loom.spool import agents, config, fs, locks, mailbox
 from loom.spool.layout import AgentDir, Home, default_home
 from loom.wire import ids
 from loom.wire.agent import AgentSpec, Want
 from loom.wire.errors import BadInput, Config, LoomError, NotFound, TryLater
 from loom.wire.jsontext import Malformed, dumps, loads_object
 from loom.wire.record import record
+from loom.wire.settings import Override, encode_overrides
 from loom.wire.weave import Operator, Route, Weave, decode_operators, encode_operators
 
 NAMES = ("loom.yml", "loom.yaml")
@@ -75,13 +75,10 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def open_home(weave: Weave, file: Path) -> Home:
+def choose_home(weave: Weave, file: Path) -> None:
     """$LOOM_HOME and --home go before what the file says; a path in the file is one from its directory."""
-    if not weave.home or os.environ.get("LOOM_HOME"):
-        return homes.open_home(default_home(os.environ))
-    place = (file.parent / Path(weave.home).expanduser()).absolute()
-    os.environ["LOOM_HOME"] = str(place)
-    return homes.open_home(place)
+    if weave.home and not os.environ.get("LOOM_HOME"):
+        os.environ["LOOM_HOME"] = str((file.parent / Path(weave.home).expanduser()).absolute())
 
 
 @contextmanager
@@ -161,6 +158,19 @@ def write_routes(home: Home, found: Iterable[Route]) -> None:
     except (FileNotFoundError, fs.NotRegular, fs.TooLarge):
         pass
     fs.replace(home.routes, data)
+
+
+def write_overrides(home: Home, found: Sequence[Override]) -> None:
+    """The settings that weaves say from now on. Nothing is written that is there already."""
+    if tuple(found) != config.read_overrides(home):
+        fs.replace(home.overrides, dumps({"v": 1, "settings": encode_overrides(found)}) + b"\n")
+
+
+def take_back_overrides(home: Home, weave: str) -> list[str]:
+    """A weave says nothing more; the keys that it had set."""
+    standing = config.read_overrides(home)
+    write_overrides(home, [one for one in standing if one.weave != weave])
+    return [one.key for one in standing if one.weave == weave]
 
 
 def write_pipe(home: Home, name: str, pipe: Pipe) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from loom.wire.record import field, record
 from loom.wire.weave import Operator
 
-MAX_SEEN = 10_000  # keys that dedupe remembers
+MOST_KEYS = 10_000  # that dedupe remembers, where nobody says how many
 PASS_FAILURES = frozenset(("command", "dedupe", "accumulate"))  # these speak of bodies; a failure's is none
 
 Word = Literal["forward", "change", "drop", "hold", "flush", "release", "fold", "keep"]
@@ -89,10 +89,14 @@ class Held:
 
 
 class State:
-    """The fold of a journal. `entered` are messages that came in and whose answer was not prepared yet."""
+    """The fold of a journal. `entered` are messages that came in and whose answer was not prepared yet.
 
-    def __init__(self, operators: Sequence[Operator]) -> None:
+    most_keys  so many keys each dedupe remembers, the newest
+    """
+
+    def __init__(self, operators: Sequence[Operator], most_keys: int = MOST_KEYS) -> None:
         self.operators = tuple(operators)
+        self.most_keys = most_keys
         self.at = [Held() for _ in operators]
         self.pending: list[Pending] = []
         self.entered: set[str] = set()
@@ -143,7 +147,7 @@ class State:
         if "key" in told:
             here.seen.pop(told["key"], None)
             here.seen[told["key"]] = None
-            while len(here.seen) > MAX_SEEN:
+            while len(here.seen) > self.most_keys:
                 del here.seen[next(iter(here.seen))]
         if "passed" in told:
             limit = self.operators[place]["max"] if self.operators[place].kind == "throttle" else 1

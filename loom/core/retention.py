@@ -14,9 +14,10 @@ LITTER_S = 36 * 3600.0  # what lies in `.tmp/`; a rule of the protocol and no se
 
 @record
 class Policy:
-    """How old things get, in days (the settings `retention.*`)."""
+    """How old things get, in days (the settings `retention.*`). Keys of dedupe are counted by their pipe."""
 
     messages: float = 7.0
+    steps: float = 7.0
     blobs: float = 7.0
     logs_packed: float = 1.0
     logs: float = 30.0

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from hashlib import sha256
 from typing import Any
 
+from loom.core import weave_settings
 from loom.core.routing import circle
 from loom.core.weave_nodes import Node, Reader, nearest
 from loom.wire import ids
@@ -19,6 +20,7 @@ from loom.wire.agent import POLICIES, AgentLimits, Restart
 from loom.wire.errors import Usage
 from loom.wire.jsontext import dumps
 from loom.wire.record import field, record
+from loom.wire.settings import Override
 from loom.wire.weave import (
     PARAMETERS,
     SCALES,
@@ -29,10 +31,11 @@ from loom.wire.weave import (
     Weave,
     WeaveAgent,
     kept_as,
+    step_of,
 )
 
 MAX_REPLICAS = 1000
-TOP = ("version", "name", "home", "pipes", "agents")
+TOP = ("version", "name", "home", "settings", "gc", "pipes", "agents")
 AGENT = (
     *("name", "model", "system", "restart", "env", "from", "memory", "tools", "workspace", "replicas", "scale"),
     "limits",
@@ -82,20 +85,26 @@ class _Parser:
             name = self._name(top["name"], "the weave")
         elif not ids.is_agent(name):
             raise read.fault(root.line, f"{name!r:.80} is no name for a weave", "say `name: …` at the top of the file")
+        overrides = weave_settings.settings(read, top)
         pipes = self._pipes(top["pipes"]) if "pipes" in top else {}
         if "agents" not in top:
             raise read.fault(root.line, "the file has no 'agents'", "add: agents: [{name: …, model: …}]")
         blocks = self._blocks(read.items(top["agents"], "agents"), pipes)
         home = read.text(top["home"], "home") if "home" in top else ""
         lines = {"": top["name"].line if "name" in top else root.line}
-        lines |= {pipe: top["pipes"].value[pipe].line for pipe in pipes}
+        for pipe in pipes:
+            chain = top["pipes"].value[pipe]
+            lines |= {pipe: chain.line, **{step_of(pipe, n): step.line for n, step in enumerate(chain.value)}}
         lines |= {one: block.line for block in blocks for one in block.names}
         return Weave(
             name=name,
             home=home,
             agents=tuple(
-                replace(block.agent, name=one, digest=digest(block.agent)) for block in blocks for one in block.names
+                replace(block.agent, name=one, digest=digest(block.agent, overrides))
+                for block in blocks
+                for one in block.names
             ),
+            overrides=overrides,
             pipes=pipes,
             routes=self._routes(blocks, pipes, name),
             lines=lines,
@@ -324,24 +333,29 @@ class _Parser:
             raise self.read.fault(feed.line, why, nearest(feed.pipe, pipes))
 
 
-def digest(agent: WeaveAgent) -> str:
-    """Of everything but its name: the same for all replicas, and unchanged while the agent is."""
+def digest(agent: WeaveAgent, overrides: Sequence[Override] = ()) -> str:
+    """Of everything but its name: the same for all replicas, and unchanged while the agent is.
+
+    Settings of the weave count, because a runner reads them when it starts; but not how long files are kept.
+    """
     fields = asdict(replace(agent, name="", digest=""))
+    if said := {one.key: one.value for one in overrides if not weave_settings.is_retention(one.key)}:
+        fields["settings"] = said
     return sha256(dumps({**fields, "tools": list(agent.tools)})).hexdigest()
 
 
-def parse_operators(text: str, where: str) -> tuple[Operator, ...]:
-    """A chain of operators by itself, as `loom pipe create` takes it: a YAML list. Raises Config."""
-    read = Reader(where)
-    top = read.mapping(read.compose(f"pipe: {_indented(text)}"), "the chain", ("pipe",))
+def parse_operators(text: str, where: str) -> list[tuple[Operator, str]]:
+    """A chain of operators by itself, as `loom pipe create` takes it: a YAML list. Each with its place, file and line.
+
+    Raises Config.
+    """
+    on_one_line = text.lstrip().startswith("[")
+    read = Reader(where, above=0 if on_one_line else 1)
+    top = read.mapping(read.compose(f"pipe: {text}" if on_one_line else f"pipe:\n{text}"), "the chain", ("pipe",))
     steps = read.items(top["pipe"], "the chain")
     if not steps:
         raise read.fault(1, "the chain has no operators")
-    return tuple(_Parser(read, {}).operator(step, "the chain") for step in steps)
-
-
-def _indented(text: str) -> str:
-    return text if text.lstrip().startswith("[") else "\n" + text
+    return [(_Parser(read, {}).operator(step, "the chain"), read.place(step.line)) for step in steps]
 
 
 # -- what `up` must change ---------------------------------------------------------------------------------------

@@ -30,13 +30,20 @@ class Node:
 
 
 class Reader:
-    """Reads nodes of one file; every method raises Config with file and line."""
+    """Reads nodes of one file; every method raises Config with file and line.
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    above  lines of ours that stand before the file's first
+    """
+
+    def __init__(self, where: str, above: int = 0) -> None:
+        self.where, self.above = where, above
 
     def fault(self, line: int, text: str, hint: str = "") -> Config:
-        return Config(f"{self.where}:{line}: {text}", hint=hint)
+        return Config(f"{self.place(line)}: {text}", hint=hint)
+
+    def place(self, line: int) -> str:
+        """A line as errors name it."""
+        return f"{self.where}:{max(1, line - self.above)}"
 
     def compose(self, text: str) -> Node:
         """The whole file. Its top is a mapping."""

@@ -6,10 +6,13 @@ It says less than the parser: circles, names that are nowhere, and what one valu
 from __future__ import annotations
 
 import json
+from math import inf
 from typing import Any
 
 from loom.core import weave
+from loom.core.weave_settings import RETENTION
 from loom.wire.agent import POLICIES
+from loom.wire.settings import TABLE, Setting
 from loom.wire.weave import PARAMETERS, SCALES, VERSION
 
 _NAME = {"type": "string", "pattern": "^[a-z][a-z0-9-]{0,63}$"}
@@ -31,6 +34,8 @@ def schema() -> dict[str, Any]:
                 "version": {"const": VERSION},
                 "name": _NAME,
                 "home": _TEXT,
+                "settings": _settings(),
+                "gc": _object({"retention": _object(_retention())}),
                 "pipes": {
                     "type": ["object", "null"],
                     "additionalProperties": {"type": "array", "minItems": 1, "items": {"oneOf": _operators()}},
@@ -45,6 +50,41 @@ def schema() -> dict[str, Any]:
 def page() -> str:
     """docs/weave.schema.json."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _retention() -> dict[str, Any]:
+    return {name: _COUNT if row.type == "int" else _DURATION for name, row in RETENTION.items()}
+
+
+def _settings() -> dict[str, Any]:
+    """The table of settings as nested objects; a name of the user's choice stands for any."""
+    top: dict[str, Any] = {"type": ["object", "null"], "properties": {}, "additionalProperties": False}
+    for row in TABLE:
+        place = top
+        *above, last = row.key.split(".")
+        for word in above:
+            place = _below(place, word, {"type": ["object", "null"], "properties": {}, "additionalProperties": False})
+        _below(place, last, _value(row))
+    return top
+
+
+def _below(place: dict[str, Any], word: str, new: dict[str, Any]) -> dict[str, Any]:
+    if word == "*":
+        place["additionalProperties"] = place["additionalProperties"] or new
+        return place["additionalProperties"]  # type: ignore[no-any-return]
+    return place["properties"].setdefault(word, new)  # type: ignore[no-any-return]
+
+
+def _value(row: Setting) -> dict[str, Any]:
+    if row.choices:
+        return {"enum": [*row.choices, None]}
+    if row.type == "str list":
+        return {"type": ["array", "null"], "items": {"type": "string"}}
+    kind = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}[row.type]
+    bounds: dict[str, Any] = {} if kind not in ("integer", "number") else {"minimum": row.least}
+    if row.most < inf:
+        bounds["maximum"] = row.most
+    return {"type": [kind, "null"], **bounds, "description": row.what}
 
 
 def _operators() -> list[dict[str, Any]]:

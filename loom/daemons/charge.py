@@ -406,7 +406,7 @@ def _token(path: str | Path) -> str:
 
 def shared_token(home: Home) -> str:
     """Changes with what every agent's configuration may depend on."""
-    known = f"{_token(home.config)} {_token(home.secrets)} {_token(home.routes)}"
+    known = f"{_token(home.config)} {_token(home.overrides)} {_token(home.secrets)} {_token(home.routes)}"
     return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 

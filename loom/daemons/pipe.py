@@ -20,7 +20,7 @@ from loom.core import pipes as core
 from loom.core.pipes import Effect, Pending, Ran, State
 from loom.daemons import operating, service
 from loom.daemons.service import Agent, Done, MailboxLoop
-from loom.spool import bodies, fs, mailbox, ndjson
+from loom.spool import bodies, config, fs, mailbox, ndjson
 from loom.spool.locks import Incarnation
 from loom.spool.mailbox import Claimed
 from loom.spool.pipestate import PipeState
@@ -83,6 +83,7 @@ class PipeWorker:
             raise Config("jq is missing, and this pipe has expressions", hint="install jq, e.g. apt-get install jq")
         self._cwd = str(agent.spec.options.get("cwd") or agent.dir.path)
         self._current: tuple[str, Message] | None = None
+        self._most_keys = int(config.load(agent.home, {})["retention.dedupe_keys"])
         try:
             self._files = PipeState(agent.dir)
             self.state = self._opened()
@@ -98,13 +99,13 @@ class PipeWorker:
         chain = encode_operators(self.operators)
         if not records:
             self._files.append({"t": "chain", "operators": chain})
-            return State(self.operators)
-        before = State(decode_operators(records[0].get("operators"), "the state journal"))
+            return State(self.operators, self._most_keys)
+        before = State(decode_operators(records[0].get("operators"), "the state journal"), self._most_keys)
         for record in records[1:]:
             before.apply(record)
         if before.operators == self.operators:
             return before
-        state = State(self.operators)
+        state = State(self.operators, self._most_keys)
         state.entered = before.entered
         for item, lay in before.at_the_end(len(self.operators)):
             if item.place != lay and not self._files.has(item.place, item.name):

@@ -15,7 +15,7 @@ _HERE = Home(Path())
 _AGENT = _HERE.agent("a")
 _DECIDING = (_AGENT.want.name, _AGENT.spec.name, _AGENT.prompt.name)
 _STIRRING = (_AGENT.status.name, _AGENT.heartbeat.name)
-_SETTINGS = (_HERE.config.name, _HERE.secrets.name, _HERE.routes.name)
+_SETTINGS = (_HERE.config.name, _HERE.secrets.name, _HERE.routes.name, _HERE.overrides.name)
 _AGENTS, _PIPES, _HOME, _SECRETS = ("agents", ""), ("agents", "pipes"), ("home", ""), ("secrets", "")
 
 

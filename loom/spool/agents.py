@@ -169,6 +169,25 @@ def _has_message(directory: str) -> bool:
         return False
 
 
+def in_work(agent: AgentDir) -> tuple[str, int] | None:
+    """(the message a living runner works on, Unix microseconds of its claim); None: it has claimed none.
+
+    The claim is the last time its file moved, so it stands over restarts. Where several were claimed, it is the first
+    of which there is a turn: a runner takes up one after the other.
+    """
+    try:
+        stems = [name.removesuffix(".msg") for name in mailbox.in_progress(agent)]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    begun = [stem for stem in stems if ids.is_stem(stem) and agent.turn(stem, mailbox.attempts(agent, stem)).exists()]
+    for stem in (*begun, *stems):
+        try:
+            return stem, os.lstat(agent.claimed_file(f"{stem}.msg")).st_ctime_ns // 1000
+        except FileNotFoundError:
+            continue  # it was finished while we looked
+    return None
+
+
 def finished_mark(agent: AgentDir) -> frozenset[tuple[str, int]]:
     """Two marks differ when a message was acknowledged or failed between them: directory times, no listing of messages.
 

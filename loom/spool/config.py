@@ -1,8 +1,11 @@
-"""Reading config.yml: dotted settings with where each came from (docs/protocol.md section 11, docs/settings.md)."""
+"""Settings by dotted key with where each came from: config.yml, then what weaves say, then the environment.
+
+docs/protocol.md section 11, docs/settings.md; for weaves ADR-0033.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from loom.spool import fs
 from loom.spool.layout import Home
 from loom.wire import settings as wire
 from loom.wire.errors import Config
+from loom.wire.jsontext import Malformed, loads_object
 from loom.wire.record import field, record
 
 MAX_BYTES = 1 << 20
@@ -31,17 +35,36 @@ class Loaded:
         return self.values.get(key, default)
 
 
-def load(home: Home, env: Mapping[str, str]) -> Loaded:
-    """Defaults, then config.yml, then the environment. Raises Config naming file, line and the nearest right word."""
+def load(home: Home, env: Mapping[str, str], overrides: Iterable[wire.Override] | None = None) -> Loaded:
+    """Defaults, then config.yml, then what weaves say, then the environment.
+
+    overrides  what weaves say, by one who is about to write it; None: what settings.json holds
+    Raises Config naming file, line and the nearest right word.
+    """
     values = wire.defaults()
     origin: dict[str, str] = {}
     for key, (value, where) in _read(home.config).items():
         values[key] = wire.check(key, value, where)
         origin[key] = where
+    for one in read_overrides(home) if overrides is None else overrides:
+        values[one.key], origin[one.key] = one.value, f"{one.file}:{one.line}"
     for key, variable in (("model", ENV_MODEL), ("default_provider", ENV_PROVIDER)):
         if env.get(variable):
             values[key], origin[key] = env[variable], variable
     return Loaded(values, origin)
+
+
+def read_overrides(home: Home) -> tuple[wire.Override, ...]:
+    """What weaves say in this home. Raises Config when settings.json cannot be read, or a value is none any more."""
+    path = home.overrides
+    try:
+        raw = loads_object(fs.read(path, MAX_BYTES))
+        return wire.decode_overrides(raw.get("settings"), str(path))
+    except FileNotFoundError:
+        return ()
+    except (Malformed, fs.NotRegular, fs.TooLarge) as error:
+        hint = "remove it, then bring the weaves up again: loom up"
+        raise Config(f"{path} cannot be read: {error}", hint=hint) from None
 
 
 def _read(path: Path) -> dict[str, tuple[Any, str]]:

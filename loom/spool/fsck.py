@@ -129,10 +129,14 @@ def _top(run: Check) -> Findings:
     for lock in (home.tidy_lock, home.start_lock):
         if os.path.lexists(lock) and (lock.is_symlink() or not lock.is_file()):
             yield person(lock, "is no regular file, and cannot be locked", "move it away")
-    try:
-        config.load(home, {})
-    except LoomError as error:
-        yield person(home.config, str(error), error.hint)
+    for path, read, todo in (
+        (home.config, partial(config.load, home, {}, ()), "correct it"),
+        (home.overrides, partial(config.read_overrides, home), "remove it, then bring the weaves up again: loom up"),
+    ):
+        try:
+            read()
+        except LoomError as error:
+            yield person(path, str(error), error.hint or todo)
     try:
         decode_routes(loads_object(fs.read(home.routes, 16 << 20)), str(home.routes))
     except FileNotFoundError:

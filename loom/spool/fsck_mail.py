@@ -43,14 +43,12 @@ def check_agent(check: Check, agent: AgentDir) -> Findings:
     yield from _entries(check, agent)
     if not agent.spec.exists():
         if agents.has_mail(agent):
-            yield person(
-                agent.path, "there is mail and no agent.json", "make the agent: loom agent start NAME --detach"
-            )
+            yield person(agent.path, "there is mail and no agent.json", _made_anew(agent.name))
         return
     try:
         agents.read_spec(agent)
     except LoomError as error:
-        yield person(agent.spec, str(error), error.hint or "mend it, or: loom agent start NAME --detach --replace")
+        yield person(agent.spec, str(error), error.hint or f"mend it, or {_made_anew(agent.name, ' --replace')}")
     yield from _set_aside(agent.unreadable, "unreadable", "read it; mend it and move it back, or remove both files")
     yield from _set_aside(agent.refused, "refused", "read it; remove both files when it is not needed")
     with _held(check, agent.lock) as free:
@@ -65,6 +63,17 @@ def check_agent(check: Check, agent: AgentDir) -> Findings:
         yield from check_turns(check, agent)
     yield from _outbox(check, agent)
     yield from check_conversations(check, agent)
+
+
+def _made_anew(name: str, option: str = "") -> str:
+    """How an agent, or an instance of a pipe, of this name comes to a new agent.json."""
+    if ids.is_instance(name):
+        pipe, source, to = ids.parts_of_instance(name)
+        ends = f"{source} --to {to} --pipe {pipe}"
+        return f"make it anew: loom up, or: loom unroute {ends} && loom route {ends}"
+    if ids.is_reserved(name):
+        return "start the supervisor anew: it makes loom's own processes"
+    return f"make the agent: loom agent start {name} --detach{option} --model M"
 
 
 @contextmanager

@@ -23,6 +23,7 @@ HOME_ENTRIES = frozenset(
             "version",
             "config.yml",
             "routes.json",
+            "settings.json",
             "start.lock",
             "tidy.lock",
             "weave.lock",
@@ -374,6 +375,11 @@ class Home:
     @property
     def routes(self) -> Path:
         return self.path / "routes.json"
+
+    @property
+    def overrides(self) -> Path:
+        """The settings that weaves say; they go before those of config.yml."""
+        return self.path / "settings.json"
 
     @property
     def tools(self) -> Path:

@@ -50,7 +50,7 @@ def _sweep_steps(broom: Broom, instance: Path) -> None:
         step / name
         for step in directories(instance / "steps")
         for name in fs.names(step)
-        if ids.stem_of(name) is not None and broom.is_old(step / name, broom.policy.messages)
+        if ids.stem_of(name) is not None and broom.is_old(step / name, broom.policy.steps)
     ]
     if not old:
         return

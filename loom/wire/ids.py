@@ -41,9 +41,21 @@ def is_agent(name: str) -> bool:
     return _AGENT.fullmatch(name) is not None
 
 
+def is_reserved(name: str) -> bool:
+    """Whether this is a name of loom's own processes."""
+    return _RESERVED.fullmatch(name) is not None
+
+
 def instance(pipe: str, source: str, to: str) -> str:
     """The name of a pipe's own instance between two agents."""
     return f"{pipe}~{source}→{to}"
+
+
+def parts_of_instance(name: str) -> tuple[str, str, str]:
+    """The inverse of instance(): pipe, source and target of a name that is one."""
+    pipe, _, ends = name.partition("~")
+    source, _, to = ends.partition("→")
+    return pipe, source, to
 
 
 def is_instance(name: str) -> bool:

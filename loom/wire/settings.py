@@ -1,4 +1,4 @@
-"""Every setting of config.yml in one table: key, type, default, what it does (docs/settings.md is made from it).
+"""Every setting in one table: key, type, default, what it does (docs/settings.md is made from it).
 
 A `*` in a key stands for a name the user chooses. Decoding is strict: an unknown key or a wrong type is refused
 with the nearest right word.
@@ -7,7 +7,7 @@ with the nearest right word.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from typing import Any
 
@@ -27,6 +27,20 @@ class Setting:
     choices: tuple[str, ...] = ()
     least: float = 0
     most: float = inf
+
+
+@record
+class Override:
+    """One setting that a weave says, for the home that it is up in: its value, already checked, and where it stands.
+
+    file, weave  whose it is; empty until the weave is brought up
+    """
+
+    key: str
+    value: Any
+    line: int
+    file: str = ""
+    weave: str = ""
 
 
 MOST_S = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
@@ -83,10 +97,12 @@ TABLE: tuple[Setting, ...] = (
         *("liveness.artifact_steps", "int", 12, "steps without anything new before a model is told; 0: never told"),
     ),
     Setting("retention.messages", "float", 7.0, "days until finished messages and their turns are archived", least=0),
+    Setting("retention.steps", "float", 7.0, "days until what operators of pipes gave to the next is removed", least=0),
     Setting("retention.blobs", "float", 7.0, "days until a blob to which nobody refers is set aside", least=1),
     Setting("retention.logs_packed", "float", 1.0, "days until a log is packed", least=0),
     Setting("retention.logs", "float", 30.0, "days until a log is removed", least=1),
     Setting("retention.crashes", "float", 90.0, "days until a crash record is removed", least=1),
+    Setting("retention.dedupe_keys", "int", 10_000, "keys that an operator dedupe remembers", least=1),
 )
 
 Settings = Mapping[str, Any]
@@ -164,6 +180,27 @@ def is_group(prefix: str) -> bool:
         len(pattern) > len(parts) and all(p in ("*", k) for p, k in zip(pattern, parts, strict=False))
         for pattern in patterns
     )
+
+
+def encode_overrides(found: Iterable[Override]) -> list[dict[str, Any]]:
+    """As they stand in settings.json."""
+    return [
+        {"key": one.key, "value": one.value, "weave": one.weave, "file": one.file, "line": one.line} for one in found
+    ]
+
+
+def decode_overrides(raw: object, where: str) -> tuple[Override, ...]:
+    """The inverse of encode_overrides, each value checked anew. Raises Config naming the file, or the weave's."""
+    if not isinstance(raw, list):
+        raise Config(f"{where}: 'settings' is no list")
+    return tuple(_override(one, where) for one in raw)
+
+
+def _override(raw: object, where: str) -> Override:
+    match raw:
+        case {"key": str(key), "value": value, "weave": str(weave), "file": str(file), "line": int(line)}:
+            return Override(key, check(key, value, f"{file}:{line}"), line, file, weave)
+    raise Config(f"{where}: {_shown(raw)} is no setting of a weave")
 
 
 def providers(settings: Settings) -> dict[str, Provider]:

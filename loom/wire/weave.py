@@ -12,6 +12,7 @@ from typing import Any, Literal
 from loom.wire.agent import AgentLimits, Restart
 from loom.wire.errors import Config
 from loom.wire.record import field, record
+from loom.wire.settings import Override
 
 VERSION = 1
 COMMAND_TIMEOUT_S = 30.0
@@ -105,7 +106,9 @@ class Route:
 class Weave:
     """A whole file: in its order, names unique, every route with both ends, no circle.
 
-    lines  of the file: where each agent and each pipe stands; under '' where the weave's own name does
+    lines      of the file: where each agent, each pipe and each operator (step_of) stands; under '' where the weave's
+               own name does
+    overrides  settings that hold for the home while this weave is up
     """
 
     name: str
@@ -114,6 +117,12 @@ class Weave:
     pipes: Mapping[str, tuple[Operator, ...]] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
     lines: Mapping[str, int] = field(default_factory=dict)
+    overrides: tuple[Override, ...] = ()
+
+
+def step_of(pipe: str, number: int) -> str:
+    """Under which name the line of an operator, counted from 0, is kept."""
+    return f"{pipe}/{number}"
 
 
 def encode_operators(operators: tuple[Operator, ...]) -> list[dict[str, Any]]:

@@ -9,15 +9,18 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from cli_user import DEADLINE_S, ROOT, Loom, Said
 from support import wait_until
 
+from loom.cli import agent_state
 from loom.spool import agents, locks
 from loom.spool.home import open_home
 from loom.wire.agent import AgentLimits, AgentSpec
+from loom.wire.times import parse_us, rfc3339
 
 STEM = re.compile(r"[0-9]{13}-[0-9A-HJKMNP-TV-Z]{26}\n")
 
@@ -44,7 +47,7 @@ def test_a_detached_agent_answers(loom: Loom) -> None:
     start(loom)
     assert ask(loom, "hello") == "hello\n"
     said = loom("agent", "ps")
-    assert re.search(r"^x +idle +\d+ +builtin/echo +0 +\d{4}-", said.out, re.MULTILINE)
+    assert re.search(r"^x +idle +\d+ +builtin/echo +0 +-$", said.out, re.MULTILINE)
 
 
 def test_asking_for_what_runs_hides_no_crash(loom: Loom) -> None:
@@ -275,6 +278,41 @@ def test_ps_tells_the_truth_when_the_status_file_does_not(loom: Loom) -> None:
         lock.sign(locks.own_incarnation())
         (listed,) = loom("agent", "ps", "--json").objects[0]["agents"]
         assert (listed["status"], listed["pid"]) == ("running", os.getpid())
+
+
+def test_ps_says_how_long_an_agent_has_been_on_its_message_and_not_how_long_it_runs(loom: Loom) -> None:
+    slow = loom.program("slow.py", "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\n"
+                        "print('done', end='')")  # fmt: skip
+    start(loom, model=f"exec/{slow}")
+    agent = open_home(loom.home).agent("x")
+    (listed,) = loom("agent", "ps", "--json").objects[0]["agents"]
+    assert (listed["message"], listed["message_since"]) == ("", "")
+    sent = loom("send", "x", "hello", "--json").objects[0]["message"]
+    claimed = wait_until(lambda: list(agent.in_progress.glob("*.msg")))[0]
+    wait_until(lambda: agents.read_hint(agent.status) == "running")
+    (listed,) = loom("agent", "ps", "--json").objects[0]["agents"]
+    assert listed["message"] == sent
+    assert parse_us(listed["message_since"]) == claimed.stat().st_ctime_ns // 1000 > parse_us(listed["started_at"])
+    assert re.search(r"^x +running +\d+ +exec/\S+ +0 +\d+s$", loom("agent", "ps").out, re.MULTILINE)
+    assert re.search(rf"^working on +{sent}, since 2", loom("agent", "show", "x").out, re.MULTILINE)
+    os.kill(listed["pid"], signal.SIGKILL)  # the next process takes the same message up again
+    wait_until(lambda: (who := locks.holder(agent.lock)) and who.pid != listed["pid"])
+    wait_until(
+        lambda: loom("agent", "ps", "--json").objects[0]["agents"][0]["message_since"] == listed["message_since"]
+    )
+    (agent.path / "go").touch()
+    wait_until(lambda: not list(agent.in_progress.glob("*.msg")))
+
+
+@pytest.mark.parametrize("ago_s, words", [
+    (0, "0s"), (59, "59s"), (60, "1m"), (200, "3m 20s"), (7200, "2h"), (7205, "2h"), (7300, "2h 1m"),
+    (360_000, "4d 4h"), (-50, "0s"),
+])  # fmt: skip
+def test_how_long_is_said_in_two_units(ago_s: int, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    since_us = 1_790_000_000_000_000
+    state = agent_state.State("x", "running", "up", True, 1, "m", 0, "", "stem", rfc3339(since_us))
+    monkeypatch.setattr(time, "time_ns", lambda: since_us * 1000 + ago_s * 10**9)
+    assert agent_state.working_for(state) == words
 
 
 def test_show_lets_nothing_hide_in_a_pipe_either(loom: Loom) -> None:

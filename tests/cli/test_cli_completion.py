@@ -37,6 +37,35 @@ def test_names_of_what_is_in_the_home(loom: Loom):
     assert could_be(loom, "loom", "secret", "rm", "o") == {"openai"}
 
 
+def test_models_tools_and_pipes(loom: Loom):
+    assert could_be(loom, "loom", "run", "--model", "builtin/e") == {
+        "builtin/echo",
+        "builtin/extract",
+        "builtin/executor",
+    }
+    assert not loom.home.exists()
+    loom.program("x.py", "")
+    for name, model in (("one", f"exec/{loom.place}/x.py"), ("two", "exec/./x.py|builtin/echo")):
+        assert loom("agent", "start", name, "--model", model, "--detach").status == 0
+    (loom.home / "config.yml").write_text("model: lab/big\nproviders: {lab: {base_url: 'http://127.0.0.1:9/v1'}}\n")
+    for words in (("agent", "start", "x"), ("run",), ("schedule", "add", "x"), ("model", "test")):
+        asked = could_be(loom, "loom", *words, *(["--model"] if words[0] != "model" else []), "")
+        assert asked >= {"builtin", "builtin/echo", "lab/big", f"exec/{loom.place}/x.py"}
+        assert not any("|" in name for name in asked), "a shell would make a pipeline of it"
+    assert could_be(loom, "loom", "model", "ls", "l") == {"lab"}
+    assert could_be(loom, "loom", "agent", "start", "x", "--tools", "read") == {"read-file"}
+    assert could_be(loom, "loom", "agent", "start", "x", "--tools", "read-file,wr") == {"read-file,write-file"}
+    assert could_be(loom, "loom", "agent", "start", "x", "--tools", "read-file,r") == {"read-file,run-shell"}
+    (loom.home / "tools").mkdir(exist_ok=True)
+    loom.program("home/tools/rock", "")
+    assert could_be(loom, "loom", "agent", "start", "x", "--tools", "ro") == {"rock"}
+    assert loom("pipe", "create", "lines", "[{operator: tap, label: x}]").status == 0
+    assert could_be(loom, "loom", "route", "one", "--to", "two", "--pipe", "") == {"lines"}
+    assert could_be(loom, "loom", "pipe", "create", "l") == {"lines"}
+    assert could_be(loom, "loom", "route", "o") == {"one"}
+    assert could_be(loom, "loom", "route", "one", "--to", "tw") == {"two"}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_is_one_of_its_shell(loom: Loom, shell: str):
     script = loom("completion", shell).out

@@ -11,6 +11,11 @@ from cli_user import ROOT, Loom
 from support import in_namespace
 
 from loom.cli.config import page
+from loom.spool import agents, crashes, heartbeat, locks, mailbox
+from loom.spool.home import open_home
+from loom.spool.layout import AgentDir
+from loom.wire import ids, message
+from loom.wire.agent import AgentSpec, Want
 from loom.wire.settings import TABLE
 
 ECHO = ("agent", "start", "x", "--model", "builtin/echo", "--prompt", "hi")
@@ -139,6 +144,62 @@ def test_doctor_sees_jobs_that_cannot_be_served(loom: Loom) -> None:
     (loom.home / "schedules" / "j.yml").write_text("every: 1h\nto: w\nbody: x\n")
     assert problems(loom) == {}
     assert "1 job, and no supervisor runs" in loom("doctor").out
+
+
+def agent(loom: Loom, name: str, want: Want = "down", mail: int = 0) -> AgentDir:
+    """An agent without a process, with so many messages that wait."""
+    made = agents.create(open_home(loom.home), AgentSpec(name, "builtin/echo"), "", want)
+    for number in range(mail):
+        stem = ids.message_stem(1_790_000_000_000 + number, b"0123456789")
+        mailbox.deliver(made, stem, message.encode(message.Message(ids.ulid_of(stem), "user", 1, "x")))
+    return made
+
+
+def told_of_agents(loom: Loom) -> dict[str, str]:
+    """What doctor says of agents: found to status."""
+    return {c["found"]: c["status"] for c in loom("doctor", "--json").objects[0]["checks"] if c["what"] == "agents"}
+
+
+def test_doctor_says_which_agents_are_dead_fail_or_have_mail_that_nobody_serves(loom: Loom) -> None:
+    assert told_of_agents(loom) == {}
+    agent(loom, "well", "up")
+    assert told_of_agents(loom) == {"1; none hangs, is dead, or has mail that nobody serves": "ok"}
+    agent(loom, "stopped", "down", mail=2)
+    assert told_of_agents(loom) == {"stopped is stopped, and 2 messages wait": "note"}
+    assert loom("doctor").status == 0
+    agent(loom, "wanted", "up", mail=1)
+    crashes.write(agent(loom, "gone", "dead"), 1_790_000_000_000, {"last_error": "boom"})
+    agent(loom, "odd", "down").spec.write_text("{")
+    told = told_of_agents(loom)
+    assert told.pop(next(found for found in told if found.startswith("odd fails: "))) == "problem"
+    assert told == {
+        "gone is dead: boom": "problem",
+        "wanted: no supervisor runs, and 1 message waits": "problem",
+        "stopped is stopped, and 2 messages wait": "note",
+    }
+    assert list(told)[-1].startswith("stopped") and loom("doctor").status == 1
+
+
+@pytest.mark.parametrize("reason, status", [
+    ("stopped: stopped by a signal for 60 s with work to do; told to go on", "note"),
+    ("thread_held: the thread is held", "problem"),
+])  # fmt: skip
+def test_doctor_says_which_agents_hang(loom: Loom, reason: str, status: str) -> None:
+    hung = agent(loom, "slow", "up", mail=1)
+    heartbeat.say(hung, reason)
+    lock = locks.acquire(hung.lock)
+    assert lock is not None
+    with lock:
+        lock.sign(locks.own_incarnation())
+        assert told_of_agents(loom) == {f"slow hangs: {reason}": status}
+
+
+def test_doctor_says_ten_lines_of_agents_and_how_many_more(loom: Loom) -> None:
+    for number in range(12):
+        agent(loom, f"a-{number}", "dead" if number == 11 else "down", mail=1)
+    told = told_of_agents(loom)
+    assert len(told) == 11 and next(iter(told)) == "a-11 is dead, and 1 message waits"
+    assert list(told.items())[-1] == ("2 more with which something is wrong", "note")
 
 
 def test_doctor_looks_on_when_the_home_is_bad(loom: Loom) -> None:

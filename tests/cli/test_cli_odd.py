@@ -55,6 +55,27 @@ def test_who_only_reads_makes_no_home_at_a_mistyped_path(loom: Loom) -> None:
     assert not place.parent.exists()
 
 
+CHANGERS = (
+    *("send x hi", "agent send x hi", "agent stop x", "agent restart x", "agent retry x", "agent rm x --force"),
+    *("goal pause x", "goal resume x", "goal cancel x", "goal land x", "route a --to b", "unroute a --to b"),
+    *("schedule rm x", "schedule run-due", "secret rm x", "supervisor reload", "gc", "fsck --repair", "down --name x"),
+)
+
+
+def test_who_changes_what_is_there_makes_no_home_at_a_mistyped_path(loom: Loom) -> None:
+    place = loom.place / "no" / "where"
+    for words in (*(words.split() for words in CHANGERS), ["pipe", "create", "p", "[{operator: tap, label: x}]"]):
+        said = loom("--home", str(place), *words)
+        assert said.status == 66 and f"there is no loom home in {place}; " in said.err, (words, said)
+        assert "set LOOM_HOME, or give --home DIR" in said.err
+    assert loom("--home", str(place), "supervisor", "stop").status == 66
+    assert not place.parent.exists()
+    del loom.env["LOOM_HOME"]
+    for words in ("send x hi", "agent stop x", "supervisor stop"):
+        assert loom(*words.split()).status == (0 if words == "supervisor stop" else 66)
+    assert not (loom.place / ".loom").exists()
+
+
 @pytest.mark.parametrize("words", ["agent ps", "goal ps", "routes", "schedule ls", "supervisor status"])
 def test_who_only_reads_finds_nothing_in_a_default_home_that_is_not_there_yet(loom: Loom, words: str) -> None:
     del loom.env["LOOM_HOME"]

@@ -93,6 +93,22 @@ def test_wrong_options_leave_nothing_behind(box: Loom, options: list[str], statu
     assert not (box.home / "schedules" / "j.yml").exists()
 
 
+def test_a_program_as_a_model_is_the_one_that_was_meant_when_the_job_was_added(box: Loom):
+    box.program("x.py", "")
+    said = box("schedule", "add", "j", "--every", "1h", "--goal", "hi", "--model", "exec/./x.py|exec/true|builtin")
+    assert said.status == 0, said
+    written = (box.home / "schedules" / "j.yml").read_text()
+    assert f"exec/{box.place}/x.py|exec/true|builtin" in written
+
+
+@pytest.mark.parametrize("wrong", [{"model": "builtin|exec/./x.py"}, {"model": "script/x"}, {"workspace": "notes"}])
+def test_a_path_that_is_not_whole_is_refused_where_a_job_was_written_by_hand(box: Loom, wrong: dict[str, str]):
+    box.program("x.py", "")
+    due(box, "j", HOUR + 60, every="1h", goal="hi", **{"model": "builtin", **wrong})
+    said = box("schedule", "run-due", "j")
+    assert said.status == 1 and "whole" in said.err and "write it from /" in said.err, said
+
+
 def test_a_job_for_an_agent_that_is_stopped_is_added_with_a_warning(box: Loom):
     said = box("schedule", "add", "j", "--every", "1h", "--to", "w", "--body", "x")
     assert said.status == 0 and "w is stopped, so its mail waits" in said.err, said

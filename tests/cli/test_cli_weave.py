@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -220,6 +221,7 @@ def test_two_weaves_of_one_name_and_agents_of_others_are_kept_apart(loom: Loom) 
 def test_without_a_file_it_says_where_it_looked(loom: Loom) -> None:
     assert "there is no loom.yml here; give one with -f FILE" in refused(loom, "up", "-d", status=66)
     assert "there is no file 'x.yml'" in refused(loom, "up", "-d", "-f", "x.yml", status=66)
+    loom.make_home()
     assert "no agent of the weave 'gone'" in refused(loom, "down", "--name", "gone", status=66)
 
 
@@ -232,6 +234,109 @@ def test_a_pipe_whose_program_is_missing_is_refused(loom: Loom) -> None:
     said = loom("up", "-d", PATH=str(empty))
     assert said.status == 78
     assert "dedupe.key needs jq, which is not installed" in said.err
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+@pytest.mark.parametrize("operator, words", [
+    ("{operator: dedupe, key: .body |}", "dedupe.key is no jq expression: syntax error"),
+    ("{operator: buffer, until: 'lenght > 2'}", "buffer.until is no jq expression: lenght/0 is not defined"),
+    ("{operator: accumulate, expr: '.[0'}", "accumulate.expr is no jq expression: syntax error"),
+])  # fmt: skip
+def test_an_expression_that_jq_cannot_compile_is_refused_with_its_line(loom: Loom, operator: str, words: str) -> None:
+    write(loom, WEAVE + "pipes:\n  p:\n    - {operator: tap, label: x}\n    - " + operator + "\n")
+    assert f"loom.yml:9: pipe 'p': {words}" in refused(loom, "up", "-d")
+    assert not (loom.home / "agents" / "a").exists()
+    (loom.place / "p.yml").write_text("- {operator: tap, label: x}\n- " + operator + "\n")
+    assert f"p.yml:2: pipe 'p': {words}" in refused(loom, "pipe", "create", "p", "--file", "p.yml")
+    assert f"operators:1: pipe 'p': {words}" in refused(loom, "pipe", "create", "p", f"[{operator}]")
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+def test_an_expression_is_compiled_and_not_run(loom: Loom) -> None:
+    endless = "def f: 1; [limit(10; f)] | until(false; .) # for ever"
+    write(loom, WEAVE + f"pipes: {{p: [{{operator: dedupe, key: '{endless}'}}]}}\n")
+    assert up(loom) == {"a": "created", "b": "created"}
+
+
+# -- settings ------------------------------------------------------------------------------------------------------
+
+SAID = WEAVE + "settings:\n  liveness: {tool: 5}\ngc: {retention: {logs: 90d}}\n"
+
+
+def settings(loom: Loom) -> dict[str, tuple[Any, str]]:
+    """Those that are no default: value and origin."""
+    rows = loom("config", "--json").objects[0]["settings"]
+    return {row["key"]: (row["value"], row["origin"]) for row in rows if row["origin"] != "default"}
+
+
+def test_settings_of_a_weave_hold_while_it_is_up_and_go_before_config_yml(loom: Loom) -> None:
+    loom.make_home()
+    config = loom.home / "config.yml"
+    config.write_text("retention: {logs: 7, messages: 9}\n")
+    file = write(loom, SAID)
+    up(loom)
+    assert settings(loom) == {
+        "liveness.tool": (5, f"{file}:7"),
+        "retention.logs": (90.0, f"{file}:8"),
+        "retention.messages": (9, f"{config}:1"),
+    }
+    write(loom, WEAVE + "gc: {retention: {logs: 80d}}\n")
+    assert up(loom) == {"a": "changed", "b": "changed"}  # they had read another liveness.tool
+    assert settings(loom)["retention.logs"] == (80.0, f"{file}:6")
+    write(loom, WEAVE + "\ngc: {retention: {logs: 70d}}\n")
+    assert up(loom) == {"a": "unchanged", "b": "unchanged"}
+    assert settings(loom)["retention.logs"] == (70.0, f"{file}:7")
+    said = loom("down")
+    assert "its settings hold no more: retention.logs; " in said.err
+    assert settings(loom)["retention.logs"] == (7, f"{config}:1")
+    assert refused(loom, "down", "--name", "gone", status=66)
+
+
+def test_gc_keeps_as_long_as_the_weave_says(loom: Loom) -> None:
+    write(loom, WEAVE + "gc: {retention: {messages: 0s}}\n")
+    up(loom)
+    loom("send", "a", "hello", "--wait", "--timeout", "30")
+    wait_until(lambda: answers(loom, "b") == ["hello"])
+    wait_until(lambda: list(agent(loom, "b").processed_days.glob("*/*.msg")))
+    assert "processed" in loom("gc", "--dry-run").out
+    loom("down")
+    assert "processed" not in loom("gc", "--dry-run").out
+
+
+def test_settings_that_are_wrong_or_anothers_are_refused_before_anything_is_changed(loom: Loom) -> None:
+    write(loom, WEAVE + "settings: {modle: x}\n")
+    assert "loom.yml:6: there is no setting 'modle'; did you mean 'model'?" in refused(loom, "up", "-d")
+    write(loom, WEAVE + "gc: {retention: {logs: 1h}}\n")
+    assert "loom.yml:6: gc.retention.logs is 1h, expected at least 1d" in refused(loom, "up", "-d")
+    assert not (loom.home / "agents").exists() or not os.listdir(loom.home / "agents")
+    first = write(loom, SAID)
+    up(loom)
+    other = "version: 1\nname: second\nagents: [{name: c, model: builtin/echo}]\nsettings: {liveness: {tool: 6}}\n"
+    write(loom, other, "other/loom.yml")
+    told = refused(loom, "up", "-d", "-f", "other/loom.yml")
+    assert f"other/loom.yml:4: liveness.tool is 6 here, and the weave 'try' says 5; see {first}:7; " in told
+    assert not (loom.home / "agents" / "c").exists()
+    assert loom("down").status == 0
+    assert up(loom, "-f", "other/loom.yml") == {"c": "created"}
+    assert settings(loom)["liveness.tool"][0] == 6
+
+
+def test_a_server_that_only_the_weave_names_can_be_used_by_its_agents(loom: Loom) -> None:
+    agents_of = WEAVE.replace("model: builtin/echo, from", "model: lab/x, from")
+    write(loom, agents_of)
+    assert "loom.yml:5: agent 'b': " in refused(loom, "up", "-d")
+    write(loom, agents_of + "settings: {providers: {lab: {base_url: 'http://127.0.0.1:9/v1'}}}\n")
+    assert up(loom) == {"a": "created", "b": "created"}
+
+
+def test_a_settings_json_that_cannot_be_read_is_told_by_everybody(loom: Loom) -> None:
+    loom.make_home()
+    (loom.home / "settings.json").write_text('{"v":1,"settings":[{"key":"model"}]}')
+    for args in (("up", "-d"), ("config",), ("gc",)):
+        write(loom)
+        assert "settings.json: {'key': 'model'} is no setting of a weave" in refused(loom, *args)
+    told = loom("fsck")
+    assert told.status == 1 and "settings.json" in told.out, told
 
 
 # -- routes and pipes ----------------------------------------------------------------------------------------------

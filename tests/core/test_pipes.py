@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loom.core.pipes import MAX_SEEN, Effect, Held, Pending, Ran, State, arrive, asks, due_ms, over, record_of
+from loom.core.pipes import MOST_KEYS, Effect, Held, Pending, Ran, State, arrive, asks, due_ms, over, record_of
 from loom.wire.errors import Config
 from loom.wire.weave import PARAMETERS, Operator, decode_operators, encode_operators
 
@@ -162,10 +162,10 @@ def test_lines_that_are_held_leave_when_their_time_comes():
 
 def test_dedupe_forgets_what_is_long_ago():
     chain = Chain(DEDUPE)
-    for n in range(MAX_SEEN + 1):
+    for n in range(MOST_KEYS + 1):
         assert chain.enter(f"m{n}", NOW, ok(str(n))) == [f"m{n}"]
-    assert len(chain.state.at[0].seen) == MAX_SEEN
-    assert chain.enter("again", NOW, ok(str(MAX_SEEN))) == []
+    assert len(chain.state.at[0].seen) == MOST_KEYS
+    assert chain.enter("again", NOW, ok(str(MOST_KEYS))) == []
     assert chain.enter("anew", NOW, ok("0")) == ["anew"]
 
 

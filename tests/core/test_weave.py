@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from loom.core import schema, weave_schema
 from loom.core.routing import circle, end_of
 from loom.core.weave import Change, Foreign, Standing, changes, foreign, parse, parse_operators
+from loom.core.weave_settings import joined
 from loom.wire.agent import AgentLimits, Restart
 from loom.wire.errors import Config
+from loom.wire.settings import Override
 from loom.wire.weave import PARAMETERS, Operator, Route, Weave
 
 ENV = {"HOME": "/home/me", "EMPTY": ""}
@@ -38,6 +40,12 @@ WHOLE = """\
 version: 1
 name: triage
 home: .loom
+settings:
+  model: builtin/echo
+  pools: {executor: 2}
+  providers: {lab: {base_url: "http://lab/v1", key_command: [cat, key], price: {input: 1.5}}}
+  goal:
+gc: {retention: {messages: 36h, logs: 365d, dedupe_keys: 500}}
 pipes:
   items: [{operator: command, cmd: 'jq -c .items[]'}, {operator: window, size: 5, timeout: 30s}]
 agents:
@@ -70,6 +78,19 @@ def test_a_whole_file():
     assert window == Operator("window", {"size": 5, "timeout_s": 30.0})
 
 
+def test_settings_are_those_of_the_table_and_know_their_line():
+    assert [(one.key, one.value, one.line) for one in read(WHOLE).overrides] == [
+        ("model", "builtin/echo", 5),
+        ("pools.executor", 2, 6),
+        ("providers.lab.base_url", "http://lab/v1", 7),
+        ("providers.lab.key_command", ("cat", "key"), 7),
+        ("providers.lab.price.input", 1.5, 7),
+        ("retention.messages", 1.5, 9),
+        ("retention.logs", 365.0, 9),
+        ("retention.dedupe_keys", 500, 9),
+    ]
+
+
 def test_routes_are_declared_by_the_receiver_and_replicas_counted_out():
     routes = read(WHOLE).routes
     assert [(r.source, r.pipe, r.to, r.of, r.share) for r in routes] == [
@@ -90,6 +111,7 @@ def test_one_replica_can_be_named_and_agents_may_come_in_any_order():
 # -- what is refused -----------------------------------------------------------------------------------------------
 
 A = "{name: a, model: m}"
+TOP = "version: 1\nagents: []\n"
 
 
 @pytest.mark.parametrize("text, line, words", [
@@ -157,6 +179,24 @@ A = "{name: a, model: m}"
     ("version: 1\npipes: {p: [{operator: window}]}\nagents: []\n", 2, "operator window has no 'size'"),
     ("version: 1\npipes: {p: [{operator: window, size: 5, timeout: 30}]}\nagents: []\n", 2, "write 30s for seconds"),
     ("version: 1\npipes: {p: [{operator: tap, label: ../x}]}\nagents: []\n", 2, "expected a name of letters"),
+    (TOP + "settings: [a]\n", 3, "settings is a list, expected a mapping"),
+    (TOP + "settings:\n  modle: x\n", 4, "there is no setting 'modle'; did you mean 'model'?"),
+    (TOP + "settings: {pools: {executor: many}}\n", 3, "pools.executor is 'many', expected a int of at least 1"),
+    (TOP + "settings: {pools: 3}\n", 3, "there is no setting 'pools'"),
+    (TOP + "settings: {model: {planner: x}}\n", 3, "model is a mapping, expected one value"),
+    (TOP + "settings: {model: [x, {y: z}]}\n", 3, "model is ['x', {"),
+    (TOP + "settings: {pools: {executor: {a: 1}}}\n", 3, "pools.executor is a mapping"),
+    (TOP + "settings: {pools.executor: 1}\n", 3, "a dot is a level of indentation here"),
+    (TOP + "settings: {gates: human}\n", 3, "gates is 'human'; this version knows: free"),
+    (TOP + "settings: {liveness: {tool: .nan}}\n", 3, "liveness.tool is nan"),
+    (TOP + "gc: 7d\n", 3, "gc is '7d', expected a mapping"),
+    (TOP + "gc: {retentoin: {}}\n", 3, "gc has no key 'retentoin'; did you mean 'retention'?"),
+    (TOP + "gc:\n  retention:\n    mesages: 7d\n", 5, "gc.retention has no key 'mesages'; did you mean 'messages'?"),
+    (TOP + "gc: {retention: {messages: 7}}\n", 3, "gc.retention.messages is 7, expected a duration"),
+    (TOP + "gc: {retention: {logs: 12h}}\n", 3, "gc.retention.logs is 12h, expected at least 1d"),
+    (TOP + "gc: {retention: {dedupe_keys: 7d}}\n", 3, "gc.retention.dedupe_keys is '7d', expected a whole number"),
+    (TOP + "settings: {retention: {logs: 3}}\ngc: {retention: {logs: 4d}}\n", 4,
+     "retention.logs is set twice, first in line 3"),
     ("version: 1\npipes: {p: &x [*x]}\nagents: []\n", 2, "an alias makes a value hold itself"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_with_its_line(text: str, line: int, words: str):
@@ -231,6 +271,31 @@ def test_an_agent_is_another_when_anything_of_it_is(before: str, after: str, sam
     assert (agents(before).agents[0].digest == agents(after).agents[0].digest) is same
 
 
+@pytest.mark.parametrize("said, same", [
+    ("gc: {retention: {messages: 1d}}", True), ("settings: {retention: {logs: 3}}", True), ("settings:", True),
+    ("settings: {liveness: {tool: 5}}", False),
+])  # fmt: skip
+def test_an_agent_is_another_when_settings_are_that_it_reads(said: str, same: bool):
+    before, after = agents(A), agents(A, head=f"version: 1\n{said}\nagents:\n")
+    assert (before.agents[0].digest == after.agents[0].digest) is same
+
+
+def test_two_weaves_may_say_the_same_of_a_setting_and_nothing_else():
+    mine = (Override("model", "a", 3), Override("gates", "free", 4))
+    standing = (Override("model", "a", 7, "/b.yml", "b"), Override("model", "z", 9, "/old.yml", "me"))
+    assert joined(standing, mine, "me", "/me.yml", "me.yml") == (
+        standing[0],
+        Override("model", "a", 3, "/me.yml", "me"),
+        Override("gates", "free", 4, "/me.yml", "me"),
+    )
+    with pytest.raises(Config) as told:
+        joined(standing, (Override("model", "c", 3),), "me", "/me.yml", "me.yml")
+    assert told.value.line() == (
+        "me.yml:3: model is 'c' here, and the weave 'b' says 'a'; see /b.yml:7; say the same, or take the other down:"
+        " loom down --name b"
+    )
+
+
 def test_a_route_does_not_make_an_agent_another():
     alone, heard = agents(A), agents(A, "{name: b, model: m, from: [{agent: a}]}")
     assert alone.agents[0].digest == heard.agents[0].digest
@@ -278,7 +343,16 @@ def test_what_belongs_to_others_is_left_to_them(standing: dict[str, Standing], f
 
 @pytest.mark.parametrize("text", ["[{operator: tap, label: x}]", "- operator: tap\n  label: x\n"])
 def test_a_chain_by_itself(text: str):
-    assert parse_operators(text, "here") == (Operator("tap", {"label": "x"}),)
+    assert parse_operators(text, "here") == [(Operator("tap", {"label": "x"}), "here:1")]
+
+
+@pytest.mark.parametrize("text, line", [
+    ("- operator: tap\n  labl: x\n", 2), ("[{operator: tap,\n labl: x}]", 2), ("- operator: tap\n  label: [\n", 3),
+    ("-", 1),
+])  # fmt: skip
+def test_a_chain_by_itself_names_its_own_lines(text: str, line: int):
+    with pytest.raises(Config, match=rf"^here:{line}: "):
+        parse_operators(text, "here")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a", "{operator: tap, label: x}"])
@@ -295,6 +369,7 @@ def test_the_schema_for_editors_is_that_of_the_tables():
 
 
 @pytest.mark.parametrize("change", [
+    {"settings": {"modle": "x"}}, {"settings": {"pools": {"executor": 0}}}, {"gc": {"retention": {"logs": 3}}},
     {"agent": []}, {"version": 2}, {"agents": [{"name": "a"}]}, {"agents": [{"name": "a", "model": "m", "x": 1}]},
     {"pipes": {"p": [{"operator": "windw"}]}}, {"agents": [{"name": "a", "model": "m", "restart": {"base": 1}}]},
 ])  # fmt: skip

@@ -184,6 +184,14 @@ def test_dedupe_drops_what_it_has_seen(pipe: Instance):
     assert [pipe.reply(name).parts for name in names] == [None, None, ()]
 
 
+def test_dedupe_remembers_as_many_keys_as_the_settings_say(pipe: Instance):
+    pipe.home.config.write_text("retention: {dedupe_keys: 2}\n")
+    pipe.chain(Operator("dedupe", {"key": ".body"}))
+    names = [pipe.send(number, body) for number, body in enumerate(["a", "b", "b", "c", "a"])]
+    assert pipe.life() == 0
+    assert [pipe.reply(name).parts for name in names] == [None, None, (), None, None]
+
+
 def test_a_throttle_lets_through_so_many_and_the_rest_later(pipe: Instance):
     pipe.chain(Operator("throttle", {"max": 2, "per_s": LONG_S}))
     names = [pipe.send(number, f"body {number}") for number in range(3)]

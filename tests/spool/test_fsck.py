@@ -578,6 +578,10 @@ def broken_config(w: World) -> Path:
     return w.write(w.home.config, b"modle: x\n")
 
 
+def broken_overrides(w: World) -> Path:
+    return w.write(w.home.overrides, b"{}")
+
+
 def broken_routes(w: World) -> Path:
     return w.write(w.home.routes, b"[]")
 
@@ -599,7 +603,7 @@ TOLD = [
     foreign_file, link_in_agent, fifo_in_agent, socket_in_agent, broken_agent, agent_as_link, mail_without_agent,
     no_filter, no_goal, broken_goal, foreign_control, damaged_journal, journal_with_hole, cut_journal, lost_journal,
     head_of_nothing, lost_blob, damaged_blob, damaged_blob_aside, foreign_blob, foreign_shard, broken_config,
-    broken_routes, foreign_at_the_top, place_as_file,
+    broken_overrides, broken_routes, foreign_at_the_top, place_as_file,
 ]  # fmt: skip
 
 
@@ -612,6 +616,23 @@ def test_what_holds_somebodys_words_is_told_and_not_touched(world: World, injure
     assert world.check(repair=True) == [told]
     after = {p: v for p, v in picture(world.home.path).items() if not p.endswith(("tidy.lock", "/lock"))}
     assert after == {p: v for p, v in before.items() if not p.endswith("/lock")}
+
+
+@pytest.mark.parametrize("name, without, broken", [
+    ("b", "make the agent: loom agent start b --detach --model M",
+     "mend it, or make the agent: loom agent start b --detach --replace --model M"),
+    ("planner-9", "start the supervisor anew: it makes loom's own processes",
+     "mend it, or start the supervisor anew: it makes loom's own processes"),
+    ("p~a→b", "make it anew: loom up, or: loom unroute a --to b --pipe p && loom route a --to b --pipe p", ""),
+])  # fmt: skip
+def test_what_to_do_about_an_agent_names_it(world: World, name: str, without: str, broken: str):
+    agent = world.home.agent(name)
+    world.write(agent.inbox / f"{stem(5)}.msg")
+    (told,) = (f for f in world.check() if f.path == agent.path)
+    assert told.todo == without
+    world.write(agent.spec, b"{")
+    (told,) = (f for f in world.check() if f.path == agent.spec)
+    assert told.todo == (broken or f"mend it, or {without}")
 
 
 def test_what_to_keep_of_a_journal_with_a_hole_that_a_power_cut_may_have_left_is_said(world: World):

@@ -451,11 +451,12 @@ def test_logs_are_packed_after_a_day_and_removed_after_thirty(world: World):
     assert (world.a.logs / "stderr.log").exists()
 
 
-def test_steps_of_a_pipe_go_with_the_age_of_messages_unless_its_journal_names_them(world: World):
+def test_steps_of_a_pipe_go_after_seven_days_unless_its_journal_names_them(world: World):
     instance = world.agent("p~a→b")
     gone, held = (world.write(instance.pipe_steps / "1" / f"{stem(n)}.msg") for n in (1, 2))
     journal = world.write(instance.pipe_state / "journal.ndjson", f'{{"message":"{stem(2)}"}}\n'.encode())
     assert not world.gc(6).gone
+    assert not retention.collect(world.home, now_s=time.time() + 8 * DAY_S, policy=Policy(steps=9)).gone
     assert world.gc().gone == {"step": 1}
     assert (gone.exists(), held.exists(), journal.exists()) == (False, True, True)
 

@@ -1,0 +1,77 @@
+"""The checks of `loom doctor` on agents and pipes: who hangs, who is dead or failing, whose mail nobody serves.
+
+A problem is what does not get on until a person does something; what loom acts upon by itself is a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from loom.cli import agent_state
+from loom.cli.agent_state import State
+from loom.cli.check import Check
+from loom.spool import agents, crashes, mailbox
+from loom.spool.layout import AgentDir, Home
+from loom.wire import hang
+from loom.wire.errors import LoomError
+
+MOST = 10  # lines; of those that are left only their number is told
+_WHAT = "agents"
+
+
+def check(home: Home) -> Iterator[Check]:
+    """One line for each agent with which something is wrong, problems first; one for all when there is nothing."""
+    hindrance = agent_state.Hindrance(home)
+    count, found = 0, []
+    for agent in agents.each(home):
+        count += 1
+        if told := _ailment(agent, agent_state.of(home, agent, hindrance), hindrance):
+            found.append(told)
+    found.sort(key=lambda one: one.status != "problem")
+    yield from found[:MOST]
+    if rest := found[MOST:]:
+        yield Check(_WHAT, rest[0].status, f"{len(rest)} more with which something is wrong", "see: loom agent ps -a")
+    if count and not found:
+        yield Check(_WHAT, "ok", f"{count}; none hangs, is dead, or has mail that nobody serves")
+
+
+def _ailment(agent: AgentDir, state: State, hindrance: agent_state.Hindrance) -> Check | None:
+    name, mail = state.name, _mail(agent, state)
+    if state.shape:
+        status: Literal["note", "problem"] = "problem" if hang.SHAPES[state.shape].action == "gate" else "note"
+        return Check(_WHAT, status, f"{name} hangs: {state.reason}", f"see: loom agent logs {name}")
+    if state.alive:
+        return None
+    if state.status == "dead":
+        why = str((crashes.newest(agent) or {}).get("last_error") or "")
+        found = f"{name} is dead{_and(mail)}{f': {why:.200}' if why else ''}"
+        return Check(_WHAT, "problem", found, f"when its fault is mended: loom agent restart {name}")
+    if state.status == "error" or (state.status in ("restarting", "crashed") and hindrance.is_supervised()):
+        why = _unreadable(agent) or state.reason or "it ends without a word"
+        return Check(_WHAT, "problem", f"{name} fails{_and(mail)}: {why}", f"see: loom agent logs {name}")
+    if mail and state.want == "down":
+        return Check(_WHAT, "note", f"{name} is stopped{_and(mail)}", f"to serve it: loom agent restart {name}")
+    if mail and not hindrance.is_supervised():
+        return Check(_WHAT, "problem", f"{name}: no supervisor runs{_and(mail)}", "start one: loom supervisor run")
+    return None
+
+
+def _unreadable(agent: AgentDir) -> str:
+    try:
+        agents.read_spec(agent)
+    except LoomError as error:
+        return error.line()
+    return ""
+
+
+def _mail(agent: AgentDir, state: State) -> int:
+    """Messages that it has not finished."""
+    try:
+        return state.waiting + len(mailbox.in_progress(agent))
+    except (FileNotFoundError, NotADirectoryError):
+        return state.waiting
+
+
+def _and(mail: int) -> str:
+    return f", and {mail} message{'s' if mail > 1 else ''} wait{'' if mail > 1 else 's'}" if mail else ""
