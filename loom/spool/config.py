@@ -41,48 +41,55 @@ def load(home: Home, env: Mapping[str, str], overrides: Iterable[wire.Override] 
     overrides  what weaves say, by one who is about to write it; None: what settings.json holds
     Raises Config naming file, line and the nearest right word.
     """
+    config, said = _bytes(home.config), _bytes(home.overrides) if overrides is None else None
+    chosen = {"model": env.get(ENV_MODEL), "default_provider": env.get(ENV_PROVIDER)}
+    made_of = (config, said, *chosen.values())
+    known = _known.get(home.path)
+    if overrides is None and known is not None and known[0] == made_of:
+        return known[1]
     values = wire.defaults()
     origin: dict[str, str] = {}
-    for key, (value, where) in _read(home.config).items():
+    for key, (value, where) in ({} if config is None else _parse(home.config, config)).items():
         values[key] = wire.check(key, value, where)
         origin[key] = where
-    for one in read_overrides(home) if overrides is None else overrides:
+    for one in _decode_overrides(home.overrides, said) if overrides is None else overrides:
         values[one.key], origin[one.key] = one.value, f"{one.file}:{one.line}"
-    for key, variable in (("model", ENV_MODEL), ("default_provider", ENV_PROVIDER)):
-        if env.get(variable):
-            values[key], origin[key] = env[variable], variable
-    return Loaded(values, origin)
+    for (key, word), variable in zip(chosen.items(), (ENV_MODEL, ENV_PROVIDER), strict=True):
+        if word:
+            values[key], origin[key] = word, variable
+    loaded = Loaded(values, origin)
+    if overrides is None:
+        _known[home.path] = made_of, loaded
+    return loaded
+
+
+# What a supervisor has read, the runners that it forks need not read again: the same bytes mean the same.
+_known: dict[Path, tuple[tuple[bytes | str | None, ...], Loaded]] = {}
+
+
+def _bytes(path: Path) -> bytes | None:
+    """None: there is no such file."""
+    try:
+        return fs.read(path, MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    except (fs.NotRegular, fs.TooLarge) as error:
+        raise Config(f"{path} cannot be read: {error}") from None
 
 
 def read_overrides(home: Home) -> tuple[wire.Override, ...]:
     """What weaves say in this home. Raises Config when settings.json cannot be read, or a value is none any more."""
-    path = home.overrides
-    try:
-        raw = loads_object(fs.read(path, MAX_BYTES))
-        return wire.decode_overrides(raw.get("settings"), str(path))
-    except FileNotFoundError:
+    return _decode_overrides(home.overrides, _bytes(home.overrides))
+
+
+def _decode_overrides(path: Path, data: bytes | None) -> tuple[wire.Override, ...]:
+    if data is None:
         return ()
-    except (Malformed, fs.NotRegular, fs.TooLarge) as error:
+    try:
+        return wire.decode_overrides(loads_object(data).get("settings"), str(path))
+    except Malformed as error:
         hint = "remove it, then bring the weaves up again: loom up"
         raise Config(f"{path} cannot be read: {error}", hint=hint) from None
-
-
-def _read(path: Path) -> dict[str, tuple[Any, str]]:
-    """Dotted key to (value, file:line)."""
-    try:
-        data = fs.read(path, MAX_BYTES)
-    except FileNotFoundError:
-        return {}
-    except (fs.NotRegular, fs.TooLarge) as error:
-        raise Config(f"{path} cannot be read: {error}") from None
-    known = _parsed.get(path)
-    if known is None or known[0] != data:
-        known = _parsed[path] = (data, _parse(path, data))
-    return known[1]
-
-
-# What a supervisor has read, the runners that it forks need not read again: the same bytes mean the same.
-_parsed: dict[Path, tuple[bytes, dict[str, tuple[Any, str]]]] = {}
 
 
 def _parse(path: Path, data: bytes) -> dict[str, tuple[Any, str]]:
