@@ -131,6 +131,8 @@ def _begun(connection, request: bytes, fds: tuple[int, ...]) -> int:  # type: ig
     import _socket
 
     try:
+        if connection.recv(1) != warm.HERE:
+            return -1
         rights = b"".join([fd.to_bytes(4, sys.byteorder) for fd in fds])
         sent = connection.sendmsg([request], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         connection.sendall(request[sent:])

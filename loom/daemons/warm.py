@@ -2,6 +2,7 @@
 
     command             supervisor            fork
     connects            accepts, forks
+            ←──────────────────────────────── here
     request ─────────────────────────────────→ reads it, becomes like the command (loom/proc/likeness.py)
             ←──────────────────────────────── ready
     go ──────────────────────────────────────→ from here on the filter is its
@@ -143,6 +144,7 @@ class Filters:
         status = exits.BUG
         try:
             connection = _alone(connection)
+            connection.send(warm.HERE)
             argv, other = self._begin(connection, peer)
             status = _work(argv, other)
             sys.stdout.flush()

@@ -1,6 +1,7 @@
 """What a command and a supervisor say to each other about a warm filter (docs/protocol.md section 7, ADR-0032).
 
-    command → its fork     a request, with the descriptors of its directory and its streams (PLACES)
+    fork → command         `H`: here it is. A supervisor that hangs must not hold what only then is sent
+    command → fork         a request, with the descriptors of its directory and its streams (PLACES)
     fork → command         `R`: it is ready to begin, with a pidfd of itself
     command → fork         `G`: go. From here on the filter is the fork's alone; before it, the command's
     fork → command         `E` and a byte: it ends with this status
@@ -16,7 +17,7 @@ from loom.wire.release import VERSION
 PROTOCOL = 1
 SOCKET = "run/filters.sock"  # in the home
 PLACES = 4  # descriptors that come with a request: the current directory, stdin, stdout, stderr
-READY, GO, ENDED, KILLED = b"R", b"G", b"E", b"S"
+HERE, READY, GO, ENDED, KILLED = b"H", b"R", b"G", b"E", b"S"
 MOST_BYTES = 16 << 20  # of a request: more than a kernel gives to a program
 LENGTH = 8  # bytes before a request that say how long it is
 _HARMLESS = frozenset((b"PYTHONDONTWRITEBYTECODE", b"PYTHONUNBUFFERED", b"PYTHONHASHSEED", b"PYTHONPATH"))

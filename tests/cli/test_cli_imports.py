@@ -29,7 +29,7 @@ OURS_OF_A_CALL = {
     "proc": "stopping",
     "roles": "chat",
     "spool": "agents blobs bodies config fs heartbeat home layout locks logs mailbox ndjson secrets threads turns",
-    "wire": "agent chat errors exits ids jsontext message provider record release settings times turn",
+    "wire": "agent chat errors exits ids jsontext message provider record release settings times turn warm",
 }
 
 
