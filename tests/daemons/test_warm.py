@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,12 +263,13 @@ def test_a_directory_that_is_gone_is_gone_for_both(world: World) -> None:
 
     env = {**world.env, "LOOM_WORKSPACE": str(world.place)}
     words = ("agent", "start", "x", "--model", "builtin/echo", "--prompt", "hi")
-    status, out, err = both(world, *words, env=env, preexec_fn=go)
+    status, _, err = both(world, *words, env=env, preexec_fn=go)
     assert status == 74 and b"current directory does not exist" in err
 
 
 def test_many_at_once_answer_once_each(world: World) -> None:
-    script = "seq 40 | xargs -P 20 -I{} sh -c 'echo {} | %s'" % " ".join((*COMMAND, *FILTER))
+    words = " ".join((*COMMAND, *FILTER))
+    script = f"seq 40 | xargs -P 20 -I% sh -c 'echo % | {words}'"
     done = subprocess.run(["sh", "-c", script], env=world.env, capture_output=True, timeout=100, check=True)
     assert sorted(map(int, done.stdout.split())) == list(range(1, 41))
     assert world.left() == []
@@ -315,7 +317,7 @@ def test_a_signal_ends_it_as_it_ends_a_cold_one(world: World, number: int, statu
         command.send_signal(number)
         out, err = command.communicate(timeout=60)
         said.append((command.returncode, out, settled(err)))
-        wait_until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+        wait_until(partial(is_gone, pid))
     assert said[0] == said[1]
     assert said[0][0] == status
     assert len(world.left()) == 2
@@ -573,7 +575,7 @@ def test_who_is_never_told_to_begin_does_nothing(world: World) -> None:
             if not go:
                 client.shutdown(socket.SHUT_WR)
             assert client.recv(1) == warm.ENDED
-            assert pidfd.ended(handles[0]) or wait_until(lambda: pidfd.ended(handles[0]))
+            wait_until(partial(pidfd.ended, handles[0]))
             os.close(handles[0])
     assert world.begun() == []
     assert world.left() == []
