@@ -100,6 +100,9 @@ class Filters:
                 connection, _address = self._socket.accept()
             except BlockingIOError:
                 return
+            except OSError:
+                self.close()  # no descriptors left: until the next look, or we would be told of it without end
+                raise
             peer, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             # Without a number it is in another container.
             if uid != os.geteuid() or peer <= 0 or len(self._running) >= _MOST:
@@ -108,8 +111,7 @@ class Filters:
             try:
                 self._watch(self._fork(connection, peer), connection)
             except OSError:
-                connection.close()
-                raise
+                connection.close()  # no processes left: its command is one
 
     def _watch(self, pid: int, connection: socket.socket | None) -> None:
         handle = spawn.handle_of(pid)
@@ -167,12 +169,12 @@ class Filters:
             os.close(fd)
         sys.argv = [os.fsdecode(argv[0]), *map(os.fsdecode, argv[1:])]
         tree.set_name("loom")
+        signal.alarm(0)  # who has come so far may think about it: it costs no more than a filter at work
         handle = os.pidfd_open(os.getpid())
         socket.send_fds(connection, [warm.READY], [handle])
         os.close(handle)
         if connection.recv(1) != warm.GO:
             raise likeness.Unlike("it is not to begin")
-        signal.alarm(0)
         _end_with(connection, signal.SIGKILL if signal.SIGHUP in other.ignored else signal.SIGHUP)
         return argv, other
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import pty
 import re
 import resource
 import shutil
@@ -284,6 +285,23 @@ def test_a_reader_that_has_enough_ends_it_quietly(world: World) -> None:
         done = subprocess.run(["sh", "-c", script], env=env, cwd=world.place, capture_output=True, timeout=60)
         assert (done.stdout, done.stderr) == (b"line\n", b"0\n")
     assert world.left() == []
+
+
+def test_a_terminal_is_a_terminal(world: World) -> None:
+    """Control characters are not shown on one."""
+    model = world.program("colours", "#!/bin/sh\ncat >/dev/null\nprintf '\\033[31mred\\n'\n")
+    found = []
+    for env in (world.env, {**world.env, "LOOM_WARM": "0"}):
+        ours, theirs = pty.openpty()
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+        words = ("agent", "start", "x", "--model", model, "--prompt", "hi")
+        command = world.popen(*words, env=env, start_new_session=True, **streams)
+        assert command.wait(60) == 0
+        os.close(theirs)
+        found.append(os.read(ours, 4096))
+        os.close(ours)
+        assert (world.begun()[-1] != command.pid) == (env is world.env)
+    assert found == [b"[31mred\r\n"] * 2
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
