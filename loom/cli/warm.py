@@ -16,6 +16,7 @@ from loom.wire import warm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _socket import socket
     from types import FrameType
 
 _HAND_S = 1.0  # within which it must be ready
@@ -126,7 +127,7 @@ def _request(args: list[str]) -> bytes:
     return warm.encode(kind, streams, [os.fsencode(each) for each in (sys.argv[0], *args)], posix.environ)
 
 
-def _begun(connection, request: bytes, fds: tuple[int, ...]) -> int:  # type: ignore[no-untyped-def]
+def _begun(connection: socket, request: bytes, fds: tuple[int, ...]) -> int:
     """A pidfd of the filter when it has been told to begin; -1: it has not been told, and never begins."""
     import _socket
 
@@ -145,13 +146,12 @@ def _begun(connection, request: bytes, fds: tuple[int, ...]) -> int:  # type: ig
     return int.from_bytes(passed[0][2][:4], sys.byteorder)
 
 
-def _last_word(connection) -> bytes:  # type: ignore[no-untyped-def]
+def _last_word(connection: socket) -> bytes:
     """What is said at the filter's end; nothing when whoever could say it was killed."""
     try:
-        said: bytes = connection.recv(2)
+        return connection.recv(2)
     except OSError:
         return b""
-    return said
 
 
 class _Passing:

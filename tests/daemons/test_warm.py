@@ -217,6 +217,27 @@ def test_a_program_finds_the_same_around_it(world: World) -> None:
     assert b"200" in out
 
 
+def test_the_whole_environment_is_the_commands(tmp_path: Path) -> None:
+    """A program that is asked for a key gets all of it, of the process as the C library has it."""
+    world = World(tmp_path)
+    tells = tmp_path / "tells"
+    tells.write_text(f"#!/bin/sh\nenv -0 | sort -z >{tmp_path}/seen.$LOOM_WARM\necho key\n")
+    tells.chmod(0o755)
+    far = f"{{dialect: openai, base_url: 'http://127.0.0.1:9/v1', key_command: ['{tells}']}}"
+    world.home.config.write_text(f"providers:\n  far: {far}\n")
+    world.start(LOOM_SUPERVISOR_IDLE_S="77", TZ="UTC", LOOM_LOG="info", LC_CTYPE="C")
+    try:
+        for word in ("1", "0"):
+            env = {**world.env, "LOOM_WARM": word, "ODD": "\udcfe\n=\u00e9", "EMPTY": "", "SECRET": "s" * 1000}
+            words = ("agent", "start", "x", "--model", "far/m", "--prompt", "hi", "--timeout", "1")
+            assert world.run(*words, env=env)[3] is (word == "1")
+    finally:
+        world.end()
+    warm_one, cold_one = ((tmp_path / f"seen.{word}").read_bytes() for word in "10")
+    assert b"ODD=\xfe\n=\xc3\xa9\0" in warm_one
+    assert warm_one.replace(b"LOOM_WARM=1", b"LOOM_WARM=0") == cold_one
+
+
 @pytest.mark.parametrize("size", [0, 1 << 20])
 def test_the_environment_is_the_commands_and_not_the_supervisors(tmp_path: Path, size: int) -> None:
     world = World(tmp_path)
