@@ -24,6 +24,7 @@ import signal
 import socket
 import struct
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -37,7 +38,7 @@ from loom.wire import exits, warm
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MOST = 64  # filters at once, those included that have not said yet what they want
 _AT_ONCE = 8  # connections between two looks at agents
-_HAND_S = 2  # for the whole request; who is slower has nobody in the kernel's way but its own fork
+_HAND_S = 2  # for the whole request; longer than a command waits
 _KEPT = 3  # where a fork has its connection
 _ALL = signal.valid_signals()
 _CREDENTIALS = struct.Struct("3i")
@@ -147,8 +148,8 @@ class Filters:
         try:
             connection = _alone(connection)
             connection.send(warm.HERE)
-            argv, other = self._begin(connection, peer)
-            status = _work(argv, other)
+            other = self._begin(connection, peer)
+            status = _work(other)
             sys.stdout.flush()
             signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)  # that its command ends now is no news
             _say(connection, warm.ENDED, status)
@@ -157,7 +158,7 @@ class Filters:
         finally:
             os._exit(status)
 
-    def _begin(self, connection: socket.socket, peer: int) -> tuple[list[bytes], likeness.Look]:
+    def _begin(self, connection: socket.socket, peer: int) -> likeness.Look:
         """Become what the command is. Raises what keeps us from it; the command carries itself out then."""
         data, fds = _received(connection)
         kind, streams, argv, env = warm.decode(data)
@@ -167,7 +168,7 @@ class Filters:
         likeness.take_streams(fds[1:], streams)
         for fd in fds:
             os.close(fd)
-        sys.argv = [os.fsdecode(argv[0]), *map(os.fsdecode, argv[1:])]
+        sys.argv = [os.fsdecode(word) for word in argv]
         tree.set_name("loom")
         signal.alarm(0)  # who has come so far may think about it: it costs no more than a filter at work
         handle = os.pidfd_open(os.getpid())
@@ -176,7 +177,7 @@ class Filters:
         if connection.recv(1) != warm.GO:
             raise likeness.Unlike("it is not to begin")
         _end_with(connection, signal.SIGKILL if signal.SIGHUP in other.ignored else signal.SIGHUP)
-        return argv, other
+        return other
 
 
 def _alone(connection: socket.socket) -> socket.socket:
@@ -232,7 +233,8 @@ def _end_with(connection: socket.socket, number: int) -> None:
         os.kill(os.getpid(), number)  # blocked until we heed signals
 
 
-def _work(argv: list[bytes], other: likeness.Look) -> int:
+def _work(other: likeness.Look) -> int:
+    """The exit status. Signals come from here on, as they come to a command."""
     try:
         likeness.take_signals(other)
         gc.freeze()
@@ -240,6 +242,9 @@ def _work(argv: list[bytes], other: likeness.Look) -> int:
         return programs.entry_of(programs.FILTER)(sys.argv[1:])  # type: ignore[arg-type]
     except KeyboardInterrupt:
         return exits.INTERRUPTED
+    except BaseException:
+        traceback.print_exc()
+        return exits.BUG
 
 
 def _say(connection: socket.socket, word: bytes, number: int) -> None:
