@@ -289,7 +289,7 @@ def workspace(given: str) -> str:
     path = Path(given).expanduser().absolute()
     if not path.is_dir():
         raise NotFound(f"the workspace {given!r} is no directory", hint="make it first, or correct -w")
-    return str(path)
+    return texts.check(str(path), "the name of the workspace")
 
 
 def warn_of_no_sandbox(spec: AgentSpec) -> None:

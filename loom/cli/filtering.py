@@ -152,7 +152,8 @@ def settings(o: Options) -> tuple[Home, Any, str]:
     base, base_prompt = existing(home, o.name)
     spec = spec_of(o, base, loaded["model"])
     if WORKSPACE_ENV not in spec.env:
-        spec = replace(spec, env={**spec.env, WORKSPACE_ENV: os.getcwd()})
+        here = texts.check(os.getcwd(), "the name of the current directory")
+        spec = replace(spec, env={**spec.env, WORKSPACE_ENV: here})
     warn_of_no_sandbox(spec)
     return home, spec, system_of(o, base_prompt)
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import Any, NoReturn
 
 from loom.cli import printing
 from loom.wire import exits
 from loom.wire.errors import LoomError, Usage
 from loom.wire.release import VERSION
+
+TYPE_CHECKING = False  # `typing` itself costs as much as a whole command that is handed over
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 GROUPS: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
     (
@@ -97,12 +100,22 @@ class _Global:
 
 
 def command() -> int:
-    """The process `loom`: main, and then no more work than needed.
+    """The process `loom`: main, and then no more work than needed. A filter is handed over to who has it in memory.
 
     An interpreter that ends searches all that it holds for garbage, several times, and then gives it to the kernel as
     it is: a tenth of what a filter costs. What is frozen is not searched.
     """
-    status = main()
+    args = sys.argv[1:]
+    if "start" in args:
+        from loom.cli import warm
+
+        try:
+            status = warm.run(args)
+        except KeyboardInterrupt:
+            return exits.INTERRUPTED
+        if status is not None:
+            os._exit(status)  # nothing is open, and nothing was said
+    status = main(args)
     gc.freeze()
     return status
 

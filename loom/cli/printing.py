@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+
+TYPE_CHECKING = False  # see loom/cli/main.py
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 _level = NORMAL

@@ -29,6 +29,7 @@ class Handover:
     nofile    the limits of open files that runners get
     blocked   signals that were blocked before all were
     answered, code   as in loom.spool.running
+    filters   pids of the forks that work for commands
     """
 
     who: locks.Incarnation
@@ -39,6 +40,7 @@ class Handover:
     answered: int
     code: str
     agents: Mapping[str, Held]
+    filters: tuple[int, ...] = ()
 
     def fds(self) -> Iterator[int]:
         """All descriptors that the new code needs."""
@@ -72,7 +74,8 @@ def decode(data: bytes) -> Handover:
         assert who is not None
         agents = {name: _held(given) for name, given in known.pop("agents").items()}
         lists: dict[str, Any] = {name: tuple(known.pop(name)) for name in ("alone", "nofile", "blocked")}
-        return Handover(who=who, agents=agents, **lists, **known)
+        filters = tuple(known.pop("filters", ()))
+        return Handover(who=who, agents=agents, filters=filters, **lists, **known)
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"what is handed over is not understood: {error}") from None
 

@@ -26,8 +26,17 @@ RUNNERS: dict[str, str] = {
     "pipe": "loom.daemons.pipe:serve_pipe",
 }
 
-# What runners import when they first need it. Imported before the first fork it is shared and costs a child nothing.
+FILTER = "loom.cli.main:main"  # what a filter's fork calls, with the words of its command line
+
+# What runners and filters import when they first need it. Imported before the first fork it is shared and costs a
+# child nothing.
 PRELOAD = (
+    "loom.cli.agent",
+    "loom.cli.agent_start",
+    "loom.cli.filtering",
+    "loom.cli.main",
+    "loom.daemons.filter",
+    "loom.models.exec",
     "loom.models.transport",
     "loom.models.openai",
     "loom.models.keys",
@@ -36,6 +45,7 @@ PRELOAD = (
     "loom.proc.enclosure",
     "loom.proc.toolcall",
     "base64",
+    "encodings.ascii",
     "hashlib",
     "orjson",
     "ssl",

@@ -10,6 +10,7 @@ them.
     inotify               want, agent.json, agents/; mail by mv       look at these agents; ring or start
     pidfds                a runner ended                              sweep its tree, read its exit, plan again
     ready pipes           a runner is ready                           its deadline is off
+    run/filters.sock      a command has a filter to be carried out    fork; reap it when it has ended
     the calendar          a job is due                                start `loom schedule run-due`
 
 All of these may be lost, so it looks everywhere each thirty seconds as well.
@@ -32,6 +33,7 @@ from loom.daemons.calendar import Calendar
 from loom.daemons.incarnations import Incarnations
 from loom.daemons.sights import Sights
 from loom.daemons.ward import TROUBLE_S, Ward
+from loom.daemons.warm import Filters
 from loom.proc import enclosure, pidfd, reexec, spawn, tree
 from loom.proc.notify import Manager
 from loom.spool import agents, fs, goals, locks, running, schedules, wake
@@ -112,7 +114,9 @@ class Supervisor:
                 while not (self._ward.leaving and not self._ward.pids()):
                     self._turn(self._timeout_s())
                 # Whatever is still below us has no runner any more and no agent that it belongs to.
-                tree.kill_found(lambda: tree.below(tree.snapshot(), os.getpid()))
+                # Filters belong to their commands.
+                self._filters.close()
+                tree.kill_found(lambda: tree.below(tree.snapshot(), os.getpid(), self._filters.pids()))
                 tree.reap_strays(())
             finally:
                 self._manager.tell("STOPPING=1")
@@ -168,10 +172,12 @@ class Supervisor:
         self._hands = Incarnations(self.home, self._table, self._env, *((taken.alone, taken.nofile) if taken else ()))
         self._ward = Ward(self.home, self._hands, self._table, self.settings.limits, self)
         self._calendar = Calendar(self.home, self._env, self)
+        self._filters = Filters(self.home, self._env, self)
         self._reloading = reloading.Reloading(self.home, self._env, self._manager, self, taken)
         if taken is not None:
             self._find_watching(taken.agents)
             self._ward.go_on(taken.agents)
+            self._filters.go_on(taken.filters)
         self._reloading.show()
         self._safely("", self._provide_router)
         compile_all()
@@ -302,7 +308,7 @@ class Supervisor:
         except BlockingIOError:
             return
         if signal.SIGCHLD in numbers:
-            tree.reap_strays([*self._ward.pids(), *self._reloading.pids()])
+            tree.reap_strays([*self._ward.pids(), *self._reloading.pids(), *self._filters.pids()])
         if signal.SIGHUP in numbers:
             self._safely("", self._look_everywhere)
             self._reloading.ask()
@@ -349,7 +355,7 @@ class Supervisor:
         return len(self._ward.charges) * (_HASTY_EACH_S if hasty else _SWEEP_EACH_S)
 
     def _look_at_home(self) -> None:
-        """Leave when the home, or its `run/` with our lock, was removed or moved away; mend a lost doorbell."""
+        """Leave when the home, or its `run/` with our lock, was removed or moved away; mend what else is lost there."""
         if not wake.is_heard(self.home.supervisor_lock, self._lock.fd):
             if not self._displaced:
                 self.say("error", "displaced", error=f"{self.home.supervisor_lock} is gone or another one; leaving")
@@ -362,6 +368,8 @@ class Supervisor:
             self._bell = -1  # its number is anybody's now, and listening may fail
             self._bell = wake.listen(fifo)
             self.listen(self._bell, self._on_bell)
+        if not self._ward.leaving:
+            self._filters.look()
 
     def _find_agents(self) -> None:
         for charge in self._ward.find():
@@ -389,6 +397,7 @@ class Supervisor:
             answered=self._reloading.answered,
             code=running.code(),
             agents=self._ward.hand_over(),
+            filters=tuple(self._filters.pids()),
         )
 
     def _find_watching(self, names: Iterable[str]) -> None:

@@ -151,14 +151,14 @@ def _watched(forked: tuple[int, int] | OSError) -> Spawned | OSError:
     pid, ready = forked
     try:
         os.set_blocking(ready, False)
-        handle = _handle_of(pid)
+        handle = handle_of(pid)
     except OSError as error:
         os.close(ready)
         return error
     return Spawned(pid, pidfd.start_of(pid) or 0, handle, ready)
 
 
-def _handle_of(pid: int) -> int:
+def handle_of(pid: int) -> int:
     """A pidfd for our new child, which is ended when that cannot be had: nobody could watch it."""
     try:
         handle = pidfd.open_pidfd(pid)

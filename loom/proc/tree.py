@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from loom.proc import pidfd
@@ -90,8 +90,8 @@ def members(table: dict[int, Proc], pid: int, start: int, mark: bytes = b"") -> 
     return [proc for proc in found.values() if proc.state not in "ZX"]
 
 
-def below(table: dict[int, Proc], pid: int) -> list[Proc]:
-    """What descends from a living process, without it."""
+def below(table: dict[int, Proc], pid: int, but: Collection[int] = ()) -> list[Proc]:
+    """What descends from a living process, without it; without the children `but` and all below them."""
     children: dict[int, list[Proc]] = {}
     for proc in table.values():
         children.setdefault(proc.ppid, []).append(proc)
@@ -99,8 +99,9 @@ def below(table: dict[int, Proc], pid: int) -> list[Proc]:
     queue = [pid]
     while queue:
         for child in children.get(queue.pop(), ()):
-            found.append(child)
-            queue.append(child.pid)
+            if child.pid not in but:
+                found.append(child)
+                queue.append(child.pid)
     return [proc for proc in found if proc.state not in "ZX"]
 
 

@@ -19,7 +19,10 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import socket
 
 FILE_MODE = 0o600
 DIR_MODE = 0o700
@@ -102,6 +105,13 @@ class Calls:
 
     def mkfifo(self, path: str, mode: int) -> None:
         os.mkfifo(path, mode)
+
+    def bind(self, connection: socket.socket, path: str, mode: int) -> None:
+        before = os.umask(~mode & 0o777)
+        try:
+            connection.bind(path)
+        finally:
+            os.umask(before)
 
     def touch(self, path: str) -> None:
         os.utime(path, follow_symlinks=False)
@@ -338,6 +348,16 @@ def touch(path: Place) -> None:
         calls.touch(str(path))
     except FileNotFoundError:
         os.close(calls.create(str(path), FILE_MODE))
+
+
+def bind(connection: socket.socket, path: Path) -> None:
+    """Give a socket a name, in place of whatever has it. By way of its directory: an address has 108 bytes at most."""
+    remove(path)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        calls.bind(connection, f"/proc/self/fd/{directory}/{path.name}", FILE_MODE)
+    finally:
+        os.close(directory)
 
 
 class NewFile:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from loom.spool.fs import TMP
-from loom.wire import ids
+from loom.wire import ids, warm
 from loom.wire.record import record
 from loom.wire.times import day_of
 
@@ -427,6 +427,11 @@ class Home:
     @property
     def supervisor_lock(self) -> Path:
         return self.run / "supervisor.lock"
+
+    @property
+    def filters_socket(self) -> Path:
+        """Where a filter's command finds a supervisor that carries it out."""
+        return self.path / warm.SOCKET
 
     @property
     def supervisor_log(self) -> Path:

@@ -29,7 +29,7 @@ OURS_OF_A_CALL = {
     "proc": "stopping",
     "roles": "chat",
     "spool": "agents blobs bodies config fs heartbeat home layout locks logs mailbox ndjson secrets threads turns",
-    "wire": "agent chat errors exits ids jsontext message provider record release settings times turn",
+    "wire": "agent chat errors exits ids jsontext message provider record release settings times turn warm",
 }
 
 
@@ -74,6 +74,22 @@ def test_one_call_of_a_model_server_loads_this_and_nothing_else(loom: Loom) -> N
     assert modules.isdisjoint(HEAVY)
     ours = {f"loom.{room}.{name}" for room, names in OURS_OF_A_CALL.items() for name in names.split()}
     assert {m for m in modules if m.startswith("loom.")} == ours | {f"loom.{room}" for room in OURS_OF_A_CALL}
+
+
+def test_a_filter_that_is_handed_over_loads_next_to_nothing(loom: Loom) -> None:
+    loom("agent", "start", "serves", "--model", "builtin/echo", "--detach")  # brings a supervisor
+    show = "def leave(status): print(*sys.modules, file=sys.stderr); raise SystemExit(status)"
+    source = f"import os, sys\n{show}\nos._exit = leave\nfrom loom.cli.main import command\ncommand()"
+    found = []
+    for run in (source, "import sys; print(*sys.modules, file=sys.stderr)"):
+        words = [sys.executable, "-c", run, "agent", "start", "x", "--model", "builtin/echo", "--stdin"]
+        done = subprocess.run(words, input=b"hi\n", capture_output=True, env=loom.env, timeout=30, check=True)
+        found.append(set(done.stderr.decode().split()))
+    assert found[0] - found[1] == {
+        *("loom", "loom.cli", "loom.cli.main", "loom.cli.printing", "loom.cli.warm"),
+        *("loom.wire", "loom.wire.exits", "loom.wire.errors", "loom.wire.release", "loom.wire.warm"),
+        *("__future__", "errno", "gc", "_socket"),
+    }
 
 
 def test_sending_loads_no_model_and_no_daemon(loom: Loom) -> None:
