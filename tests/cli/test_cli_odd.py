@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_user import Loom
+from cli_user import COMMAND, Loom
 from support import wait_until
 
 from loom.cli import filtering, printing
@@ -225,3 +226,14 @@ def test_a_full_disk_leaves_no_directory_of_a_filter_that_never_began(loom: Loom
     said = loom.shell(f"ulimit -f 1; head -c 4000 /dev/zero | tr '\\0' x | loom {' '.join(ECHO)} --stdin")
     assert said.status == 74, said
     assert loom.left() == []
+
+
+def test_a_directory_whose_name_is_no_text_is_refused(loom: Loom) -> None:
+    """It would stand in a record, which is UTF-8."""
+    odd = os.fsencode(loom.place) + b"/caf\xe9"
+    os.mkdir(odd)
+    command = [*COMMAND, *ECHO, "--prompt", "hi"]
+    for given, cwd in ((["-w", odd], loom.place), ([], odd)):
+        done = subprocess.run([*command, *given], capture_output=True, env=loom.env, cwd=cwd, check=False)
+        assert (done.returncode, done.stdout) == (65, b""), done
+        assert b"is not text: it is no UTF-8" in done.stderr and done.stderr.count(b"\n") == 1
