@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from loom.proc import spawn
 from loom.wire.record import record
 
 _SAME = (
@@ -96,18 +97,9 @@ def take_over(pid: int, directory: int, env: Mapping[bytes, bytes]) -> Look:
                 resource.setrlimit(which, limits)
     except (OSError, ValueError) as error:
         raise Unlike(str(error)) from None
-    replace_environment(env)
+    spawn.replace_environment(os.environb, env)
     time.tzset()
     return other
-
-
-def replace_environment(env: Mapping[bytes, bytes]) -> None:
-    """Only what differs is changed: what is not touched stays shared with our parent."""
-    for name in [name for name in os.environb if name not in env]:
-        del os.environb[name]
-    for name, value in env.items():
-        if os.environb.get(name) != value:
-            os.environb[name] = value
 
 
 def take_streams(fds: Sequence[int], streams: Sequence[str]) -> None:

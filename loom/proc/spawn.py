@@ -22,8 +22,9 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
+from typing import AnyStr
 
 from loom.proc import cgroup, pidfd, tree
 from loom.wire import exits
@@ -213,19 +214,22 @@ def _settle(program: Program, stderr: int, ready: int, alone: int, handled: Sequ
         resource.setrlimit(which, values)
     os.umask(0o077)
     os.chdir(program.directory)
-    _replace_environment(program.env)
+    replace_environment(os.environ, program.env)
     tree.set_name(program.name)
     gc.freeze()  # what our parent came to hold since its own freeze: searching it would copy it
     gc.enable()
 
 
-def _replace_environment(env: Mapping[str, str]) -> None:
-    """Only what differs: most of it is as our parent has it, and what is not touched stays shared."""
-    for name in [name for name in os.environ if name not in env]:
-        del os.environ[name]
+def replace_environment(ours: MutableMapping[AnyStr, AnyStr], env: Mapping[AnyStr, AnyStr]) -> None:
+    """Only what differs: most of it is as our parent has it, and what is not touched stays shared.
+
+    ours   os.environ, or os.environb
+    """
+    for name in [name for name in ours if name not in env]:
+        del ours[name]
     for name, value in env.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
+        if ours.get(name) != value:
+            ours[name] = value
 
 
 def _place_descriptors(stderr: int, ready: int, alone: int, *, inheritable: bool) -> None:
