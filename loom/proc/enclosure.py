@@ -15,12 +15,12 @@ plainly, and what leaves its group is left to subreapers and the search for its 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import select
 import signal
 import sys
-from functools import cache
 
 from loom.proc.spawn import close_from
 
@@ -54,25 +54,51 @@ def enter() -> None:
     os.setsid()  # that of the holder has no number in here
 
 
-@cache
 def available() -> bool:
-    """Whether this process may make pid namespaces, found out by making one. A fork keeps what its parent found."""
+    """Whether this process may make pid namespaces, found out by making one. A fork keeps what its parent found.
+
+    A trial that was killed, or for which there were no processes, says nothing: it is made again, then or later.
+    """
+    global _available
+    for _ in range(_TRIALS):
+        if _available is not None:
+            break
+        _available = _tried()
+    return bool(_available)
+
+
+_TRIALS = 5
+_available: bool | None = None
+
+
+def _tried() -> bool | None:
     if sys.platform != "linux":
         return False
     try:
         pid = os.fork()
     except OSError:
-        return False
+        return None
     if pid == 0:
+        status = _UNKNOWN
         try:
-            _unshare()
-            inner = os.fork()
-            if inner == 0:
-                os._exit(0)
-            os._exit(0 if os.waitpid(inner, 0)[1] == 0 else 1)
+            status = _trial()
         finally:
-            os._exit(1)
-    return os.waitpid(pid, 0)[1] == 0
+            os._exit(status)
+    return {_MAY: True, _MAY_NOT: False}.get(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+_MAY, _MAY_NOT, _UNKNOWN = 0, 1, 2
+
+
+def _trial() -> int:
+    try:
+        _unshare()
+    except OSError as error:
+        return _UNKNOWN if error.errno in (errno.EAGAIN, errno.ENOMEM) else _MAY_NOT
+    inner = os.fork()
+    if inner == 0:
+        os._exit(_MAY)
+    return _MAY if os.waitpid(inner, 0)[1] == 0 else _UNKNOWN
 
 
 def _unshare() -> None:

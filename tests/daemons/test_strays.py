@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import wait_until
+from support import ROOT, wait_until
 from world import TABLE, World, called, pid_of
 
 from loom.proc import enclosure
@@ -117,3 +117,19 @@ def test_it_works_for_a_user_without_privileges(tmp_path: Path) -> None:
     if available != "True":
         pytest.skip("no user namespaces for unprivileged users on this machine")
     assert inside == [uid, "2"], done.stderr
+
+
+@needs_namespaces
+def test_a_trial_that_was_killed_is_made_again(tmp_path: Path) -> None:
+    """Else a supervisor whose trial was killed would have all its runners start programs that may outlive them."""
+    code = (
+        "import os, sys\nfrom loom.proc import enclosure\nreal = enclosure._unshare\n"
+        "def killed_once():\n"
+        "    try:\n        os.close(os.open(sys.argv[1], os.O_CREAT | os.O_EXCL))\n"
+        "    except FileExistsError:\n        return real()\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "enclosure._unshare = killed_once\nprint(enclosure.available())\n"
+    )
+    flag = tmp_path / "killed"
+    done = subprocess.run([sys.executable, "-c", code, str(flag)], cwd=ROOT, capture_output=True, check=True)
+    assert flag.exists() and done.stdout == b"True\n"
