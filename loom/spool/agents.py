@@ -18,10 +18,11 @@ from loom.wire.times import rfc3339
 
 
 def create(home: Home, spec: AgentSpec, prompt: str, want: Want) -> AgentDir:
-    """Make an agent, or give an existing one this spec. `agent.json` comes last: without it there is no agent.
+    """Make an agent, or give an existing one this spec. A new one's `agent.json` comes last: without it there is none.
 
     Where spec and prompt of an existing one both change, it is not wanted in between: what is killed half-way leaves
-    an agent that is down, never one that works with the prompt of the one and the spec of the other.
+    an agent that is down, never one that works with the prompt of the one and the spec of the other. It is wanted
+    again only when it is whole, also by who finishes what was killed.
     """
     agent = home.agent(spec.name)
     mailbox.create(agent)
@@ -35,8 +36,11 @@ def create(home: Home, spec: AgentSpec, prompt: str, want: Want) -> AgentDir:
     else:
         if prompt or agent.prompt.exists():
             fs.replace(agent.prompt, prompt.encode())
-        write_want(agent, want)
+        if is_new := not agent.spec.exists():
+            write_want(agent, want)
         fs.replace(agent.spec, wire.encode(spec))
+        if not is_new:
+            write_want(agent, want)
     fs.hint(agent.model, spec.model)
     if not agent.status.exists():
         fs.hint(agent.status, "pending" if want == "up" else "idle")

@@ -151,7 +151,7 @@ def _woven(root: Path) -> None:
     _half_woven(root)
     home = Home(root / "home")
     wants = {box.name: agents.read_want(box) for box in agents.each(home)}
-    assert wants == {"a": "up", "b": "down", "c-1": "demand", "c-2": "demand", "pair~a→c": "up"}, wants
+    assert wants == {"a": "up", "b": "down", "c-1": "up", "c-2": "up", "pair~a→c": "up"}, wants
     assert [(r.source, r.to, r.pipe, r.share) for r in weaving.routes(home)] == [
         ("a", "c-1", "pair", "c"), ("a", "c-2", "pair", "c")
     ]  # fmt: skip

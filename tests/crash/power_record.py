@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import stat
 import sys
 from collections.abc import Callable
@@ -255,6 +256,12 @@ class Recorder(fs.Calls):
     def mkfifo(self, path: str, mode: int) -> None:
         self._begin()
         super().mkfifo(path, mode)
+        self._put((path, self._new(os.lstat(path), b"")))
+
+    def bind(self, connection: socket.socket, path: str, mode: int) -> None:
+        self._begin()
+        super().bind(connection, path, mode)
+        path = f"{os.readlink(os.path.dirname(path))}/{os.path.basename(path)}"  # named by way of its directory
         self._put((path, self._new(os.lstat(path), b"")))
 
     def touch(self, path: str) -> None:

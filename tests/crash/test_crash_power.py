@@ -68,6 +68,7 @@ UNRECORDED = {
     "schedules:lock": "makes a directory that each job has",
     "schedules:write_slots": _NOT_YET,
     "up:_seed": _GIVEN_AGAIN,
+    "weaving:write_overrides": _GIVEN_AGAIN,
     "weaving:write_pipe": _GIVEN_AGAIN,
     "weaving:write_routes": _GIVEN_AGAIN,
     "filter:begin": "a person at a terminal waits for the answer, and types the order again without one",

@@ -207,7 +207,7 @@ class Oracle:
 
 
 _OF_HOME = {"version", "routes.json", "start.lock", "logs/supervisor.log", "run/boot_id", "run/supervisor.lock"}
-_OF_HOME |= {"run/supervisor.pid", "run/supervisor.json"}
+_OF_HOME |= {"run/supervisor.pid", "run/supervisor.json", "run/filters.sock"}
 _OF_AGENT = {"agent.json", "prompt.md", "want", "status", "pid", "model", "started_at", "stopped_at", "last_exit"}
 _OF_AGENT |= {"heartbeat", "why", "lock", "logs/stderr.log", "routed.json"}
 
