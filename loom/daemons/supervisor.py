@@ -178,6 +178,7 @@ class Supervisor:
             self._find_watching(taken.agents)
             self._ward.go_on(taken.agents)
             self._filters.go_on(taken.filters)
+        self._safely("", self._filters.look)
         self._reloading.show()
         self._safely("", self._provide_router)
         compile_all()
