@@ -30,7 +30,7 @@ test: dev-venv style types ## style, types and all tests, the crash tests in par
 check: dev-venv style types ## style, types and the fast tests: under two minutes
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not full"
 
-crash: dev-venv ## the whole crash proof: writers killed and failed at every change of a file (half an hour)
+crash: dev-venv ## the whole crash proof: writers killed and failed at every change of a file (over an hour)
 	@LOOM_CRASH=full $(LONG) tests/crash
 	@$(BIN)/python tests/results.py "$(RESULTS)"
 
@@ -38,7 +38,7 @@ soak: dev-venv ## 120,000 messages while everything is killed at random, and sta
 	@$(LONG) tests/soak --ignore=tests/soak/test_soak_exec.py
 	@$(BIN)/python tests/results.py "$(RESULTS)"
 
-nightly: dev-venv ## every suite at its full length (over an hour)
+nightly: dev-venv ## every suite at its full length (two hours)
 	@LOOM_CRASH=full $(LONG) tests/crash
 	@$(LONG) -m full --ignore=tests/crash
 	@$(LONG) -m "hypothesis and not full" --hypothesis-profile=nightly
