@@ -64,7 +64,9 @@ class Incarnations:
 
     def prepare(self, charge: Charge) -> Prepared:
         """All that can be done before the fork. Raises Config when there is no such runner, OSError."""
-        program = self._program(charge, agents.read_spec(charge.agent))
+        spec = agents.read_spec(charge.agent)
+        group = None if self.groups is None else self.groups.make(charge.name)  # whoever was left there is ended
+        program = self._program(charge, spec, str(group or ""))
         heartbeat.forget(charge.agent)
         stderr = fs.open_append(charge.agent.stderr)
         try:
@@ -80,10 +82,9 @@ class Incarnations:
             os.close(one.stderr)
         return [_process(*each) for each in zip(prepared, started, strict=True)]
 
-    def _program(self, charge: Charge, spec: AgentSpec) -> spawn.Program:
+    def _program(self, charge: Charge, spec: AgentSpec, group: str) -> spawn.Program:
         agent = charge.agent
         target = self._table.get(spec.runner)
-        group = None if self.groups is None else self.groups.make(agent.name)
         return spawn.Program(
             name=agent.name,
             directory=agent.path,
@@ -91,7 +92,7 @@ class Incarnations:
             entry=programs.entry_of(target) if target else None,
             argv=() if target else programs.command_of(spec.runner, agent.path),
             rlimits=_rlimits(spec.limits, self.nofile),
-            group=str(group or ""),
+            group=group,
         )
 
     def adopt(self, charge: Charge) -> Process | None:
