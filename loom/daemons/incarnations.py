@@ -131,7 +131,7 @@ class Incarnations:
     def collect(self, charge: Charge, process: Process, others: Iterable[int]) -> Exit:
         """Take the exit of a process that has ended; what it left running is ended first, while it pins its number.
 
-        others   pids of our other runners
+        others   pids of our other children that are somebody's
         """
         if not process.ours:
             self.kill(charge, process)

@@ -230,6 +230,10 @@ class Supervisor:
         if self._on_fd.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def children(self) -> list[int]:
+        """The pids of those whose end is somebody's: runners, trials of other code, filters. The rest came to us."""
+        return [*self._ward.pids(), *self._reloading.pids(), *self._filters.pids()]
+
     def _turn(self, timeout_s: float) -> None:
         for fd, _ in self._epoll.poll(timeout_s, 512):
             handler = self._on_fd.get(fd)
@@ -309,7 +313,7 @@ class Supervisor:
         except BlockingIOError:
             return
         if signal.SIGCHLD in numbers:
-            tree.reap_strays([*self._ward.pids(), *self._reloading.pids(), *self._filters.pids()])
+            tree.reap_strays(self.children())
         if signal.SIGHUP in numbers:
             self._safely("", self._look_everywhere)
             self._reloading.ask()

@@ -42,6 +42,7 @@ class Loop(Protocol):
 
     def listen(self, fd: int, handler: Callable[[], None]) -> None: ...
     def unlisten(self, fd: int) -> None: ...
+    def children(self) -> list[int]: ...
     def say(self, level: str, event: str, **fields: object) -> None: ...
 
 
@@ -424,7 +425,7 @@ class Ward:
         self._close_ready(charge)
         self._loop.unlisten(process.pidfd)
         self._ending.add(charge.name)  # without descriptors its tree cannot be looked at: then once more, later
-        exit_ = self._hands.collect(charge, process, self.pids())
+        exit_ = self._hands.collect(charge, process, self._loop.children())
         self._ending.discard(charge.name)
         charge.process = None
         self.dirty.add(charge.name)
