@@ -40,7 +40,7 @@ def _rounds(double: int) -> tuple[dict[str, Any], ...]:
 ROUNDS: dict[str, tuple[dict[str, Any], ...]] = {case.name: _rounds(24) for case in KERNEL}
 ROUNDS |= {case.name: _rounds(12) for case in PROCESSES}
 ROUNDS |= {case.name: _rounds(12) for case in (*CLI, FSCK, GC, met(GC), SCHEDULE)}
-ROUNDS |= {case.name: _rounds(3) for case in PIPES}
+ROUNDS |= {case.name: _rounds(3) for case in (*PIPES, CASES["loom up"])}  # hundreds of calls each
 ROUNDS |= {"goal": ({"first": True, "double": 2, "orders": 2}, _EVERY_POINT)}
 ROUNDS |= {"goal with setbacks": ({"at_most": 400},)}
 ROUNDS |= {case.name: ({"first": True, "errors": ERRORS, "at_most": 200},) for case in ALONE}
