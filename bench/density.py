@@ -140,7 +140,7 @@ def _supervisor_kib(place: Path, names: list[str]) -> float:
 
 
 def _all_idle(boxes: list[AgentDir]) -> bool:
-    return all(agents.read_hint(box.status) == "idle" and locks.is_held(box.lock) for box in boxes)
+    return all(agents.read_hint(box.status) == "idle" and locks.holder(box.lock) is not None for box in boxes)
 
 
 def _pid_of(box: AgentDir) -> int:

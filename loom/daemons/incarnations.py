@@ -5,20 +5,22 @@ Nothing here decides when; what is done to a process is done through its pidfd.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from loom.core.supervision import Exit
-from loom.daemons import programs
+from loom.daemons import programs, service, standby
 from loom.daemons.charge import Charge, Process
 from loom.proc import cgroup, pidfd, spawn, tree
 from loom.spool import agents, crashes, fs, heartbeat, locks
 from loom.spool.layout import Home
-from loom.wire.agent import AgentLimits, AgentSpec
+from loom.wire.agent import AgentLimits, AgentSpec, encode
 from loom.wire.record import record
 
 
@@ -30,6 +32,7 @@ class Prepared:
     stderr: int
     stderr_at: int
     mark: frozenset[tuple[str, int]]
+    standby: standby.Standby | None = None
 
 
 class Incarnations:
@@ -49,6 +52,9 @@ class Incarnations:
         self._base = spawn.base_environment(env)
         self.nofile = nofile or _raise_nofile()
         self.groups = cgroup.delegated(home.path)
+        self._shared = ""
+        self._proven: set[bytes] = set()  # configurations with which a runner came up since `_shared` changed
+        self._trying: dict[bytes, str] = {}  # and those with which one is coming up: whose it is
         # Every runner holds the reading end, only we the other: when we end, however, they hear it (POLLHUP).
         self.alone = alone or os.pipe()
 
@@ -62,25 +68,74 @@ class Incarnations:
         """The cgroup of an agent's processes, where there are any."""
         return None if self.groups is None else self.groups.of(name)
 
-    def prepare(self, charge: Charge) -> Prepared:
-        """All that can be done before the fork. Raises Config when there is no such runner, OSError."""
+    def prepare(self, charge: Charge, shared: str, *, at_once: bool) -> Prepared | None:
+        """All that can be done before the fork. Raises Config when there is no such runner, OSError.
+
+        shared    another one whenever something changed that every agent's configuration may depend on
+        at_once   else None is returned while another agent's runner is coming up with the same configuration
+        """
         spec = agents.read_spec(charge.agent)
+        like = self._likeness(spec, shared)
+        if not at_once and like in self._trying:
+            return None
         group = None if self.groups is None else self.groups.make(charge.name)  # whoever was left there is ended
         program = self._program(charge, spec, str(group or ""))
         heartbeat.forget(charge.agent)
         stderr = fs.open_append(charge.agent.stderr)
         try:
-            return Prepared(program, stderr, crashes.stderr_size(charge.agent), charge.finished_mark())
+            prepared = Prepared(program, stderr, crashes.stderr_size(charge.agent), charge.finished_mark())
+            if like in self._proven:
+                return self._standing_by(charge, prepared)
         except OSError:
             os.close(stderr)
             raise
+        if like is not None:
+            self._trying[like] = charge.name
+        return prepared
 
     def start_all(self, prepared: Sequence[Prepared]) -> list[Process | OSError]:
         """Start these runners together; for one that cannot be started now, why. Each is prepared for one start."""
         started = spawn.spawn_all([(one.program, one.stderr) for one in prepared], self.alone[0])
-        for one in prepared:
+        for one, process in zip(prepared, started, strict=True):
             os.close(one.stderr)
+            if one.standby is not None:
+                if isinstance(process, spawn.Spawned):
+                    one.standby.sign(process.pid, process.start)
+                one.standby.close()
         return [_process(*each) for each in zip(prepared, started, strict=True)]
+
+    # -- standing by (ADR-0034) ----------------------------------------------------------------------------------
+
+    def tried(self, charge: Charge, *, came_up: bool) -> bool:
+        """Its runner is ready, or has ended. False: nobody has waited to learn that."""
+        for like in [like for like, name in self._trying.items() if name == charge.name]:
+            del self._trying[like]
+            if came_up:
+                self._proven.add(like)
+            return True
+        return False
+
+    def _likeness(self, spec: AgentSpec, shared: str) -> bytes | None:
+        """The same for agents that differ in nothing but their names. None: it may not stand by."""
+        if shared != self._shared:
+            self._shared, self._proven, self._trying = shared, set(), {}
+        if self._table.get(spec.runner) not in programs.STAND_BY or spec.idle_s is not None or spec.scale:
+            return None
+        return hashlib.sha256(encode(replace(spec, name=""))).digest()
+
+    def _standing_by(self, charge: Charge, prepared: Prepared) -> Prepared:
+        fifo = self._home.wake_fifo(charge.name)
+        held = standby.prepare(charge.agent, fifo)
+        if held is None:
+            return prepared
+        env = {k: v for k, v in prepared.program.env.items() if k != service.READY_FD}
+        program = replace(
+            prepared.program,
+            env={**env, service.LOCK_FD: str(standby.LOCK)},
+            kept=(held.lock.fd, held.bell),
+            first=standby.first(charge.agent, fifo),
+        )
+        return replace(prepared, program=program, standby=held)
 
     def _program(self, charge: Charge, spec: AgentSpec, group: str) -> spawn.Program:
         agent = charge.agent

@@ -26,6 +26,9 @@ RUNNERS: dict[str, str] = {
     "pipe": "loom.daemons.pipe:serve_pipe",
 }
 
+# Those of them whose only work is their mail, so that they may stand by until there is some.
+STAND_BY = frozenset(RUNNERS[name] for name in ("agent", "planner", "executor", "verifier", "keeper"))
+
 FILTER = "loom.cli.main:main"  # what a filter's fork calls, with the words of its command line
 
 # What runners and filters import when they first need it. Imported before the first fork it is shared and costs a

@@ -25,7 +25,7 @@ from loom.spool.turns import MAX_DEATHS, Turn
 from loom.wire import exits, hang
 from loom.wire import message as wire
 from loom.wire.agent import AgentSpec
-from loom.wire.errors import BadInput, Config, Deadline, Disk, LoomError
+from loom.wire.errors import BadInput, Config, Deadline, Disk, LoomError, NotFound, Usage
 from loom.wire.jsontext import use_orjson
 from loom.wire.record import record
 
@@ -34,6 +34,7 @@ LOOK_ANYWAY_S = 300.0  # and one with a supervisor, which looks too, in case tha
 HELD_S = 10.0  # waited for a conversation that somebody else has, before that is said
 READY_FD = "LOOM_READY_FD"
 ALONE_FD = "LOOM_ALONE_FD"
+LOCK_FD = "LOOM_LOCK_FD"
 
 
 @record
@@ -102,7 +103,7 @@ def serve_loop(agent_dir: Path, make_loop: Callable[[Agent, locks.Incarnation], 
     stopping.install()
     try:
         homes.open_home(home.path)
-        lock = locks.acquire(directory.lock)
+        lock = _given_lock(directory) or locks.acquire(directory.lock)
         if lock is None:
             print(f"loom: {directory.name} is served by another process already", file=sys.stderr)
             return exits.TRY_LATER
@@ -111,7 +112,7 @@ def serve_loop(agent_dir: Path, make_loop: Callable[[Agent, locks.Incarnation], 
             lock.sign(me)
             agent = Agent(home, directory, agents.read_spec(directory), log, stopping, Heartbeat(directory))
             status = _locked(agent, make_loop, drain, me)
-            _note_exit(directory, status, me)
+            agents.note_exit(directory, status, me)
             return status
     except LoomError as error:
         log.error("stopped", error_type=error.kind, error=str(error))
@@ -124,18 +125,19 @@ def serve_loop(agent_dir: Path, make_loop: Callable[[Agent, locks.Incarnation], 
         return exits.TRY_LATER
 
 
-def _note_exit(directory: AgentDir, status: int, me: locks.Incarnation) -> None:
-    """For a supervisor that adopted us and cannot ask the kernel how we ended."""
-    try:
-        fs.hint(directory.last_exit, f"{status} {me.epoch} {agents.now_text()}")
-    except OSError:
-        pass
+def _given_lock(directory: AgentDir) -> locks.Lock | None:
+    """The lock that we were forked with: we have stood by (loom/daemons/standby.py)."""
+    fd = os.environ.pop(LOCK_FD, "")
+    return locks.Lock(int(fd), directory.lock) if fd.isdigit() else None
 
 
 def _locked(
     agent: Agent, make_loop: Callable[[Agent, locks.Incarnation], Loop], drain: bool, me: locks.Incarnation
 ) -> int:
-    loop = make_loop(agent, me)
+    try:
+        loop = make_loop(agent, me)
+    except (Usage, NotFound) as error:  # what agent.json names does not exist: trying again would not help
+        raise Config(str(error), hint=error.hint) from None
     try:
         _say_ready()
         loop.recover()

@@ -235,10 +235,7 @@ class Supervisor:
         return [*self._ward.pids(), *self._reloading.pids(), *self._filters.pids()]
 
     def _turn(self, timeout_s: float) -> None:
-        for fd, _ in self._epoll.poll(timeout_s, 512):
-            handler = self._on_fd.get(fd)
-            if handler is not None:
-                self._safely("", handler)
+        self._hear(timeout_s)
         if time.monotonic() >= self._sweep_at:
             self._safely("", self._look_everywhere)
         self._serve_those_due()
@@ -252,6 +249,12 @@ class Supervisor:
         if time.monotonic() >= self._beat_at:
             self._manager.tell("WATCHDOG=1")
             self._beat_at = time.monotonic() + self._manager.every_s
+
+    def _hear(self, timeout_s: float) -> None:
+        for fd, _ in self._epoll.poll(timeout_s, 512):
+            handler = self._on_fd.get(fd)
+            if handler is not None:
+                self._safely("", handler)
 
     def _timeout_s(self) -> float:
         times = [self._sweep_at, self._beat_at, self._reloading.due_s, *self._ward.due.values()]
@@ -268,6 +271,8 @@ class Supervisor:
         names.update(ward.next_unhurried(_SLICE))
         ordered = sorted(names)
         for at in range(0, len(ordered), _SLICE):
+            if at:
+                self._hear(0.0)  # that some are ready already, above all
             for name in ordered[at : at + _SLICE]:
                 self._safely(name, lambda name=name: self._serve(name))  # type: ignore[misc]
             for name, process in ward.launch().items():

@@ -34,6 +34,7 @@ from loom.wire.errors import Config, LoomError, NotFound
 from loom.wire.hang import line
 
 TROUBLE_S = 5.0  # an agent for which something failed (no space, no processes) is looked at again after this time
+_ALIKE_S = 1.0  # so long a start may wait for how another one goes
 _LOCKED_S = 1.0  # somebody holds an agent's lock for a moment (retry, fsck): no runner
 
 
@@ -65,6 +66,7 @@ class Ward:
         self._table = table
         self._loop = loop
         self._shared = shared_token(home)
+        self._waiting: set[str] = set()  # those who start when another one, configured alike, has come up
         self._starting: dict[str, Prepared] = {}  # those whom the next launch() starts
         self._settings: Mapping[str, Any] = settings.defaults()
         self._read_settings()
@@ -326,7 +328,16 @@ class Ward:
         try:
             if charge.seen.last == "later":  # it left for want of something; started into the same it would leave again
                 fs.probe(self._home.run)
-            self._starting[charge.name] = self._hands.prepare(charge)
+            charge.inbox_changed()  # what has come so far is seen by whoever starts now
+            prepared = self._hands.prepare(charge, self._shared, at_once=charge.name in self._waiting)
+            if prepared is None:
+                self._waiting.add(charge.name)
+                charge.seen = core.postponed(charge.seen, now, _ALIKE_S)
+                return
+            self._waiting.discard(charge.name)
+            self._starting[charge.name] = prepared
+            if prepared.standby is not None:
+                charge.show("idle")  # before the fork: what it writes itself when it has work is not overwritten
         except (Config, NotFound) as error:  # not found: removed since it was read
             charge.refuse(error)
             charge.seen = core.parked(charge.wanted, charge.seen)
@@ -344,6 +355,7 @@ class Ward:
         """Raises the OSError for which it could not be started."""
         now, charge = time.monotonic(), self.charges[name]
         if isinstance(process, OSError):
+            self._tried(charge, came_up=False)
             self._hinder(charge, process, now)
             raise process
         charge.process = process
@@ -351,6 +363,14 @@ class Ward:
         self._listen_to(charge, process)
         charge.show_started()
         self._conclude(charge, now)
+
+    def _tried(self, charge: Charge, *, came_up: bool) -> None:
+        """Those who have waited to see how it comes up are next."""
+        if self._hands.tried(charge, came_up=came_up):
+            for name in self._waiting & self.charges.keys():
+                self.charges[name].seen = core.postponed(self.charges[name].seen, time.monotonic(), 0.0)
+                self.dirty.add(name)
+            self._waiting.clear()
 
     def _hinder(self, charge: Charge, error: OSError, now: float) -> None:
         charge.seen = core.postponed(charge.seen, now, TROUBLE_S)
@@ -408,6 +428,7 @@ class Ward:
             self._close_ready(charge)
         if b"\n" in data:
             charge.seen = core.became_ready(charge.seen)
+            self._tried(charge, came_up=True)
             self.dirty.add(charge.name)
             if charge.runner not in self._table and agents.read_hint(charge.agent.status) == "pending":
                 fs.hint(charge.agent.status, "idle")  # programs of others need not know of `status`; ours write it
@@ -425,6 +446,7 @@ class Ward:
         self._close_ready(charge)
         self._loop.unlisten(process.pidfd)
         self._ending.add(charge.name)  # without descriptors its tree cannot be looked at: then once more, later
+        self._tried(charge, came_up=False)
         exit_ = self._hands.collect(charge, process, self._loop.children())
         self._ending.discard(charge.name)
         charge.process = None

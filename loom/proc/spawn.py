@@ -4,7 +4,8 @@ What a child begins with is the same for both and is spelled out here, nothing i
 
     session       its own: it leads it, and a terminal's Ctrl-C does not reach it
     cgroup        the one given, where there are any
-    descriptors   0 /dev/null, 1 and 2 its stderr log, 3 $LOOM_READY_FD, 4 $LOOM_ALONE_FD; all others are closed
+    descriptors   0 /dev/null, 1 and 2 its stderr log, 3 $LOOM_READY_FD, 4 $LOOM_ALONE_FD, from 5 on those that it is
+                  given to keep; all others are closed
     signals       default handlers, nothing blocked
     environment   exactly the one given      umask 077      directory  the agent's
 
@@ -21,6 +22,7 @@ import os
 import resource
 import signal
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -32,7 +34,9 @@ from loom.wire.record import record
 
 READY_FD = 3
 ALONE_FD = 4
+KEPT_FD = 5
 _SYS_CLOSE_RANGE = 436
+_NO_FD = 0x7FFFFFFF
 _RESET = sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _ALL = signal.valid_signals()
 _BASE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LOOM_LOG")
@@ -46,6 +50,9 @@ class Program:
     """What to run in `directory`: `entry` called in a fork, or else `argv` exec'ed. `env` is all it gets.
 
     group   the cgroup that it begins in; "": that of its parent
+    kept    descriptors of ours that a fork has from KEPT_FD on
+    first   called in a fork that has its session, group and descriptors, and nothing else yet; signals are blocked. The
+            exit status when that was all; None: `entry` is to be called
     """
 
     name: str
@@ -55,6 +62,8 @@ class Program:
     argv: tuple[str, ...] = ()
     rlimits: tuple[tuple[int, tuple[int, int]], ...] = ()  # (RLIMIT_…, (soft, hard)); what it starts inherits them
     group: str = ""
+    kept: tuple[int, ...] = ()
+    first: Callable[[], int | None] | None = None
 
 
 @record(frozen=False)
@@ -94,6 +103,8 @@ def mark_of(agent_dir: Path) -> bytes:
 
 def freeze() -> None:
     """Take everything that lives now out of the collector's sight, so that children do not copy it by counting."""
+    global _closes_at_once
+    _closes_at_once = bool(sysconfig.get_config_var("HAVE_CLOSE_RANGE"))
     gc.collect()
     gc.freeze()
 
@@ -175,12 +186,13 @@ def _child(program: Program, stderr: int, ready: int, alone: int, handled: Seque
     """Everything from here on happens in the child, which never returns."""
     status = exits.TRY_LATER  # as long as only our own lack of descriptors and the like can keep it from starting
     try:
-        _settle(program, stderr, ready, alone, handled)
-        status = exits.BUG
-        if program.entry is None:
-            status = _exec(program)
-        else:
-            status = program.entry(program.directory)
+        _begin(program, stderr, ready, alone)
+        ended = None if program.first is None else program.first()
+        if ended is None:
+            _settle(program, handled)
+            status = exits.BUG
+            ended = _exec(program) if program.entry is None else program.entry(program.directory)
+        status = ended
     except SystemExit as leaving:
         status = _status_of(leaving)
     except KeyboardInterrupt:
@@ -204,11 +216,14 @@ def _status_of(leaving: SystemExit) -> int:
     return exits.FAILED
 
 
-def _settle(program: Program, stderr: int, ready: int, alone: int, handled: Sequence[int]) -> None:
+def _begin(program: Program, stderr: int, ready: int, alone: int) -> None:
     os.setsid()
     if program.group:
         cgroup.enter(program.group)
-    _place_descriptors(stderr, ready, alone, inheritable=program.entry is None)
+    _place_descriptors(stderr, (ready, alone, *program.kept), inheritable=program.entry is None)
+
+
+def _settle(program: Program, handled: Sequence[int]) -> None:
     _reset_signals(handled, forked=program.entry is not None)
     for which, values in program.rlimits:
         resource.setrlimit(which, values)
@@ -232,13 +247,14 @@ def replace_environment(ours: MutableMapping[AnyStr, AnyStr], env: Mapping[AnySt
             ours[name] = value
 
 
-def _place_descriptors(stderr: int, ready: int, alone: int, *, inheritable: bool) -> None:
+def _place_descriptors(stderr: int, others: tuple[int, ...], *, inheritable: bool) -> None:
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    wanted = (null, stderr, stderr, *others)
     # Above all places first, so that none is overwritten before it is copied; no higher: the limit may be low.
-    sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, ALONE_FD + 1) for fd in (null, stderr, stderr, ready, alone)]
+    sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, len(wanted)) for fd in wanted]
     for place, source in enumerate(sources):
         os.dup2(source, place, inheritable=inheritable or place <= 2)
-    close_from(ALONE_FD + 1)
+    close_from(len(wanted))
 
 
 def _reset_signals(handled: Sequence[int], *, forked: bool) -> None:
@@ -272,10 +288,14 @@ def _close_range_call() -> Callable[[int], int] | None:
 
 
 _close_range = _close_range_call()  # looked up before the fork: the child only calls it
+_closes_at_once = False  # whether this is known to be an interpreter whose closerange() is one system call
 
 
 def close_from(first: int) -> None:
     """Close every descriptor from `first` on."""
+    if _closes_at_once:
+        os.closerange(first, _NO_FD)  # twenty pages less of a child's own than through ctypes
+        return
     if _close_range is not None and _close_range(first) == 0:
         return
     # Before Linux 5.9. The limit may be a million, the directory lists only what is open.

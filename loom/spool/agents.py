@@ -143,6 +143,14 @@ def read_hint(path: fs.Place) -> str:
         return ""
 
 
+def note_exit(agent: AgentDir, status: int, who: locks.Incarnation) -> None:
+    """For a supervisor that adopted this runner and cannot ask the kernel how it ended."""
+    try:
+        fs.hint(agent.last_exit, f"{status} {who.epoch} {now_text()}")
+    except OSError:
+        pass
+
+
 def is_alive(agent: AgentDir) -> bool:
     """Whether a runner holds this agent's lock."""
     return locks.is_held(agent.lock_file)

@@ -225,20 +225,13 @@ def test_an_unreadable_message_is_set_aside_and_the_next_one_answered(
 # -- the process ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "model, status",
-    [
-        ("openai/m", exits.CONFIG),  # no key
-        ("script/none", exits.NOT_FOUND),
-        ("nowhere/m", exits.USAGE),
-        ("anthropic/m", exits.CONFIG),
-    ],
-)
-def test_a_model_that_cannot_work_ends_it_before_it_claims_anything(tmp_path: Path, model: str, status: int) -> None:
+@pytest.mark.parametrize("model", ["openai/m", "script/none", "nowhere/m", "anthropic/m"])
+def test_a_model_that_cannot_work_ends_it_before_it_claims_anything(tmp_path: Path, model: str) -> None:
+    """With the status that is not tried again: a person has to change something."""
     bench = Bench(tmp_path, model)
     stem = bench.send("hello")
     code, said = bench.drain()
-    assert code == status and said.startswith("loom: ") and said.count("\n") == 1
+    assert code == exits.CONFIG and said.startswith("loom: ") and said.count("\n") == 1
     assert bench.left() == [f"{stem}.msg"]
 
 
