@@ -13,10 +13,10 @@ from loom.spool import agents
 
 
 @click.command("ps")
-@click.option("-a", "--all", "everything", is_flag=True, help="Stopped and dead agents and loom's own processes too.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Stopped agents and loom's own processes too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def cli(everything: bool, as_json: bool) -> None:
-    """List the agents that run or are wanted up; of those that should work and do not, or do not get on, why.
+    """List the agents that run, are wanted up or are dead; of those that should work and do not, or do not get on, why.
 
     WORKING is how long an agent has been on its message, since it took it up first.
     """
@@ -47,4 +47,4 @@ def cli(everything: bool, as_json: bool) -> None:
 
 def _is_shown(state: agent_state.State) -> bool:
     """Whether it is listed without --all."""
-    return state.alive or state.want in ("up", "demand")
+    return state.alive or state.want in ("up", "demand", "dead") or state.status == "error"

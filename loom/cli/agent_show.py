@@ -12,7 +12,7 @@ import click
 
 from loom.cli import agent_state, printing
 from loom.cli.homes import look_into_home
-from loom.spool import agents, crashes, fs
+from loom.spool import agents, crashes, fs, mailbox
 from loom.spool.layout import AgentDir
 from loom.wire import agent as wire
 from loom.wire.errors import Config
@@ -29,6 +29,7 @@ def cli(name: str, as_json: bool) -> None:
     agent = agents.find(home, name)
     state = asdict(agent_state.of(home, agent))
     about: dict[str, Any] = {"v": 1, **state, "mail": mail(agent), "spec": _spec(agent)}
+    about["last_failure"] = _last_failure(agent)
     about["last_exit"] = agents.read_hint(agent.last_exit)
     about["last_crash"] = crashes.newest(agent)
     about["directory"] = str(agent.path)
@@ -43,6 +44,12 @@ def _spec(agent: AgentDir) -> dict[str, Any] | str:
         return loads_object(wire.encode(agents.read_spec(agent)))
     except Config as error:
         return error.line()
+
+
+def _last_failure(agent: AgentDir) -> dict[str, Any] | None:
+    """The newest failed message and what its error.json says, or None."""
+    failed = mailbox.failed(agent)
+    return {"message": failed[-1], **(mailbox.read_error(agent, failed[-1]) or {})} if failed else None
 
 
 def mail(agent: AgentDir) -> dict[str, int]:
@@ -78,6 +85,9 @@ def _print(about: dict[str, Any], agent: AgentDir) -> None:
         ("want", about["want"]),
         ("mail", ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in about["mail"].items())),
     ]
+    if failure := about["last_failure"]:
+        rows.append(("last failure", f"{failure['message']}: {failure.get('last_error', '')}"))
+        rows.append(("", f"to try again: loom agent retry {agent.name}"))
     if isinstance(spec, str):
         rows.append(("agent.json", spec))
     else:

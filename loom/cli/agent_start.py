@@ -252,6 +252,17 @@ def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec
     )
 
 
+def _limit(name: str, value: str) -> float | str:
+    """A limit as decode_limits() takes it. Raises ValueError."""
+    if name not in wire.LEAST or name in ("memory", "disk"):
+        return value  # a size, or a name that is refused anyway
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"{name} is a number{' of seconds' if name == 'cpu_s' else ''}, for example 60") from None
+    return number if name == "cpu_s" or number % 1 else int(number)
+
+
 def _limits(o: Options, base: AgentLimits) -> AgentLimits:
     """`--limit memory=256MiB`, over those of before; an empty value takes one away. Raises Usage."""
     given: dict[str, Any] = wire.limits_to_json(base)
@@ -260,8 +271,7 @@ def _limits(o: Options, base: AgentLimits) -> AgentLimits:
         if not is_pair:
             raise Usage(f"--limit {pair!r} is not NAME=VALUE", hint="for example: --limit memory=256MiB")
         try:
-            number: Any = wire.parse_size(value) if name in ("memory", "disk") and value else float(value or 0)
-            given[name] = None if not value else number if name == "cpu_s" else int(number)
+            given[name] = _limit(name, value) if value else None
             wire.decode_limits(given)
         except ValueError as error:
             raise Usage(f"--limit {pair}: {error}") from None

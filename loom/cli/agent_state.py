@@ -15,7 +15,7 @@ from loom.spool import home as homes
 from loom.spool.layout import AgentDir, Home
 from loom.wire import hang
 from loom.wire.agent import Want
-from loom.wire.errors import Config, Disk, NotFound
+from loom.wire.errors import Config, Disk, NotFound, raise_lack
 from loom.wire.times import parse_us, rfc3339
 
 _ALIVE = ("idle", "running")
@@ -66,7 +66,19 @@ class Hindrance:
 
 
 def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State:
-    """The state of an agent that exists. `hindrance` is shared by those of one list."""
+    """The state of an agent that exists. `hindrance` is shared by those of one list.
+
+    One whose directory somebody has made strange is in error, and the others are told all the same.
+    """
+    try:
+        return _of(home, agent, hindrance)
+    except OSError as error:
+        raise_lack(error, f"{agent.name} cannot be looked at")
+        reason = homes.disk_error(error, f"{agent.name} cannot be looked at").line()
+        return State(agent.name, "error", "down", False, None, "?", 0, "", reason=reason)
+
+
+def _of(home: Home, agent: AgentDir, hindrance: Hindrance | None) -> State:
     alive = agents.is_alive(agent)
     holder = locks.holder(agent.lock_file) if alive else None
     want = agents.read_want(agent)
@@ -81,6 +93,8 @@ def of(home: Home, agent: AgentDir, hindrance: Hindrance | None = None) -> State
     has_mail = waiting > 0 or (works_by == "demand" and not alive and agents.has_claimed(agent))
     is_missed = not alive and (works_by == "up" or (works_by == "demand" and has_mail))
     reason, passing = _reason(agent, hindrance or Hindrance(home)) if is_missed else ("", False)
+    if not alive and want == "dead":
+        reason = _why_dead(agent)
     if passing and said in _ALIVE:
         said = "restarting"  # perhaps nobody could write that down
     if alive and (holder is None or waiting or agents.has_claimed(agent)):
@@ -113,11 +127,16 @@ def _reason(agent: AgentDir, hindrance: Hindrance) -> tuple[str, bool]:
     if hindrance.trouble():
         return hindrance.trouble(), True
     if not hindrance.is_supervised():
-        return "no supervisor runs", False
+        return "no supervisor runs; to start one: loom supervisor run", False
     since = agents.read_hint(agent.started_at)
     kind, text = crashes.last_error(agent, since, time.time_ns() // 1_000_000)
     text = " ".join(text.split())
     return (hang.line(kind, text) if kind in hang.SHAPES and not hang.shape_of(text) else text), kind == Disk.kind
+
+
+def _why_dead(agent: AgentDir) -> str:
+    why = " ".join(str((crashes.newest(agent) or {}).get("last_error") or "").split())
+    return f"{f'{why:.200}; ' if why else ''}when its fault is mended: loom agent restart {agent.name}"
 
 
 def status(said: str, want: Want, *, alive: bool, broken: bool = False) -> str:

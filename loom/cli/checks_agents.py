@@ -26,14 +26,14 @@ def check(home: Home) -> Iterator[Check]:
     count, found = 0, []
     for agent in agents.each(home):
         count += 1
-        if told := _ailment(agent, agent_state.of(home, agent, hindrance), hindrance):
+        if told := _ailment(agent, agent_state.of(home, agent, hindrance), hindrance) or _failed(agent):
             found.append(told)
     found.sort(key=lambda one: one.status != "problem")
     yield from found[:MOST]
     if rest := found[MOST:]:
         yield Check(_WHAT, rest[0].status, f"{len(rest)} more with which something is wrong", "see: loom agent ps -a")
     if count and not found:
-        yield Check(_WHAT, "ok", f"{count}; none hangs, is dead, or has mail that nobody serves")
+        yield Check(_WHAT, "ok", f"{count}; none hangs or is dead, and no mail failed or is not served")
 
 
 def _ailment(agent: AgentDir, state: State, hindrance: agent_state.Hindrance) -> Check | None:
@@ -55,6 +55,16 @@ def _ailment(agent: AgentDir, state: State, hindrance: agent_state.Hindrance) ->
     if mail and not hindrance.is_supervised():
         return Check(_WHAT, "problem", f"{name}: no supervisor runs{_and(mail)}", "start one: loom supervisor run")
     return None
+
+
+def _failed(agent: AgentDir) -> Check | None:
+    """What failed stays until somebody looks at it: the newest says why."""
+    if not (failed := mailbox.failed(agent)):
+        return None
+    why = " ".join(str((mailbox.read_error(agent, failed[-1]) or {}).get("last_error", "")).split())
+    count = f"{len(failed)} message{'s' if len(failed) > 1 else ''}"
+    found = f"{count} of {agent.name} failed{f': {why:.200}' if why else ''}"
+    return Check(_WHAT, "note", found, f"to try again: loom agent retry {agent.name}")
 
 
 def _unreadable(agent: AgentDir) -> str:

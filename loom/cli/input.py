@@ -41,9 +41,13 @@ def read_file(path: str, limit: int = MAX_BYTES, to: str = "answer") -> str:
 def _read(file: BinaryIO, size: int) -> bytes:
     """At most `size` bytes; memory is taken for what comes, not for what may come."""
     chunks: list[bytes] = []
-    while size > 0 and (chunk := file.read(min(size, _CHUNK_BYTES))):
+    while size > 0:
+        asked = min(size, _CHUNK_BYTES)
+        chunk = file.read(asked)
         chunks.append(chunk)
         size -= len(chunk)
+        if len(chunk) < asked:
+            break  # the end: asked once more, a terminal would wait for a second Ctrl-D
     return b"".join(chunks)
 
 

@@ -28,7 +28,10 @@ from loom.wire.weave import EXPRESSIONS, Operator, decode_operators
 
 pipe = LazyGroup(
     "pipe",
-    {"create": ("loom.cli.pipes:create", "make a pipe that `loom route` can lead through")},
+    {
+        "create": ("loom.cli.pipes:create", "make a pipe that `loom route` can lead through"),
+        "rm": ("loom.cli.pipe_rm:cli", "remove a pipe that no route leads through"),
+    },
     help="Named chains of operators.",
 )
 
@@ -38,8 +41,10 @@ _JQ_NOT_COMPILED = 3  # its exit status
 _JQ_SAYS = re.compile(r"^jq: error: ?|( \(Unix shell quoting issues\?\))?( at <top-level>(, line \d+)?.*)?$")
 _OF_THE_SHELL = frozenset(
     (
-        *("cd", "echo", "printf", "test", "[", ":", "true", "false", "read", "set", "export", "exec", "eval"),
-        *("if", "for", "while", "case", "until", "{", "(", "!", ".", "command"),
+        *(":", ".", "[", "alias", "bg", "break", "cd", "command", "continue", "echo", "eval", "exec", "exit", "export"),
+        *("false", "fg", "getopts", "hash", "jobs", "kill", "local", "printf", "pwd", "read", "readonly", "return"),
+        *("set", "shift", "test", "times", "trap", "true", "type", "ulimit", "umask", "unalias", "unset", "wait"),
+        *("if", "for", "while", "case", "until", "{", "(", "!"),
     )
 )
 

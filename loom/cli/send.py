@@ -73,7 +73,7 @@ def cli(
         raise Usage("--timeout needs --wait")
     if thread is not None:
         ids.check_thread(thread)
-    body = _body(text, file, max_input)
+    body = _body(text, file, max_input, asked=from_stdin or stdin_lines)
     images, attached = attaching.read(attach, max_input)
     home = existing_home()
     agent = agents.find(home, name)
@@ -101,12 +101,13 @@ def cli(
     return exits.DONE
 
 
-def _body(text: str | None, file: str | None, limit: int) -> str:
+def _body(text: str | None, file: str | None, limit: int, *, asked: bool) -> str:
+    """`asked`: stdin was named, so a terminal will do."""
     if text is not None:
         return texts.check(text, "TEXT", "send")
     if file is not None:
         return texts.read_file(file, limit, "send")
-    if texts.stdin_is_terminal():
+    if texts.stdin_is_terminal() and not asked:
         raise Usage("nothing to send", hint="give TEXT, --file F, or pipe it in")
     return texts.read_stdin(limit, "send")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,10 +61,12 @@ def up(file: str | None, detached: bool, print_schema: bool, as_json: bool) -> i
     from loom.cli import weave_logs
 
     names = [agent.name for agent in weave.agents]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))  # a terminal that is closed takes them down too
     try:
         weave_logs.follow(home, names, as_json)
     finally:
-        with weaving.held(home):
+        with weaving.held(home, wait=True):
             take_all_down(home, _stands(home, weave), WAIT_S)
             _tell_taken(weaving.take_back_overrides(home, weave.name))
     return exits.DONE
@@ -210,14 +213,16 @@ def _tell(home: Home, weave: Weave, done: Sequence[Change], as_json: bool) -> No
         printing.json_line(weaving.told(weave.name, agents=told, routes=len(weave.routes), pipes=list(weave.pipes)))
     else:
         printing.table(("AGENT", "HOW"), [(change.name, change.how) for change in done])
-    for change in done:
-        if change.how == "removed" and (count := weaving.waiting(home, [change.name])):
+    names = {agent.name for agent in weave.agents}
+    for name, one in weaving.standing(home).items():  # stopped now, or by an earlier `down`
+        if one.weave == weave.name and name not in names and (count := weaving.waiting(home, [name])):
             printing.note(
-                f"{change.name} is in the file no more: it is stopped, and {count} of its messages wait in its inbox;"
-                f" start it with: loom agent start {change.name} --detach; or remove it: loom agent rm {change.name}"
+                f"{name} is in the file no more: it is stopped, and {count} of its messages wait in its inbox;"
+                f" start it with: loom agent start {name} --detach; or remove it: loom agent rm {name}"
             )
     for name, count in _left_behind(home, weave):
-        printing.note(f"{name} is in the file no more: it is stopped and keeps {count} messages for when it is again")
+        kept = f"{count} message{'s' if count > 1 else ''}"
+        printing.note(f"{name} is in the file no more: it is stopped and keeps {kept} for when it is again")
 
 
 # -- down --------------------------------------------------------------------------------------------------------

@@ -82,9 +82,9 @@ def choose_home(weave: Weave, file: Path) -> None:
 
 
 @contextmanager
-def held(home: Home) -> Iterator[None]:
-    """No other command changes weaves, routes or pipes meanwhile. Raises TryLater."""
-    lock = locks.acquire(home.weave_lock)
+def held(home: Home, *, wait: bool = False) -> Iterator[None]:
+    """No other command changes weaves, routes or pipes meanwhile. Raises TryLater, unless it is to `wait`."""
+    lock = locks.acquire(home.weave_lock, wait=wait)
     if lock is None:
         raise TryLater(f"another command changes the weaves of {home.path}", hint="let it end, then try again")
     with lock:

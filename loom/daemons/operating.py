@@ -58,8 +58,10 @@ def _run(agent: Agent, argv: Sequence[str], data: bytes, cwd: str, timeout_s: fl
     code = ended.exit_code
     if code in (_NOT_EXECUTABLE, _NOT_FOUND):
         return Ran("missing", detail=f"its program is not there or cannot be run (exit {code}){said}")
-    if code < 0 or code > _BY_SIGNAL:
-        return Ran("crashed", detail=f"it was killed by {_name(-code if code < 0 else code - _BY_SIGNAL)}{said}")
+    # The shell says 128 + n of a program that was killed; what is no signal's number is a status like any other.
+    killed_by = -code if code < 0 else code - _BY_SIGNAL
+    if killed_by in signal.valid_signals():
+        return Ran("crashed", detail=f"it was killed by {_name(killed_by)}{said}")
     if code:
         return Ran("nonzero", detail=f"exit {code}{said}")
     if ended.last_line is not None:

@@ -176,27 +176,27 @@ def _decode(raw: Mapping[str, Any]) -> AgentSpec:
 
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_LEAST = {"memory": 32 << 20, "cpu_s": 0.1, "files": 32, "processes": 1, "disk": 64 << 10}
+LEAST = {"memory": 32 << 20, "cpu_s": 0.1, "files": 32, "processes": 1, "disk": 64 << 10}
 
 
 def limits_to_json(limits: AgentLimits) -> dict[str, Any]:
-    return {name: value for name in _LEAST if (value := getattr(limits, name)) is not None}
+    return {name: value for name in LEAST if (value := getattr(limits, name)) is not None}
 
 
 def decode_limits(raw: object) -> AgentLimits:
     """{memory, cpu_s, files, processes, disk}: numbers, sizes also as `256MiB`. Raises ValueError."""
     if not isinstance(raw, dict):
         raise ValueError("field 'limits' is not an object")
-    if unknown := set(raw) - set(_LEAST):
-        raise ValueError(f"there is no limit {sorted(unknown)[0]!r}, only {', '.join(_LEAST)}")
+    if unknown := set(raw) - set(LEAST):
+        raise ValueError(f"there is no limit {sorted(unknown)[0]!r}, only {', '.join(LEAST)}")
     return AgentLimits(**{name: _limit(name, value) for name, value in raw.items() if value is not None})
 
 
 def _limit(name: str, value: object) -> Any:
     number = parse_size(value) if isinstance(value, str) and name in ("memory", "disk") else value
     kinds = int | float if name == "cpu_s" else int
-    if isinstance(number, bool) or not isinstance(number, kinds) or not _LEAST[name] <= number < 1 << 62:
-        raise ValueError(f"limit {name} is {value!r:.40}, expected a number of at least {_LEAST[name]}")
+    if isinstance(number, bool) or not isinstance(number, kinds) or not LEAST[name] <= number < 1 << 62:
+        raise ValueError(f"limit {name} is {value!r:.40}, expected a number of at least {LEAST[name]}")
     return float(number) if name == "cpu_s" else number
 
 

@@ -163,7 +163,7 @@ def told_of_agents(loom: Loom) -> dict[str, str]:
 def test_doctor_says_which_agents_are_dead_fail_or_have_mail_that_nobody_serves(loom: Loom) -> None:
     assert told_of_agents(loom) == {}
     agent(loom, "well", "up")
-    assert told_of_agents(loom) == {"1; none hangs, is dead, or has mail that nobody serves": "ok"}
+    assert told_of_agents(loom) == {"1; none hangs or is dead, and no mail failed or is not served": "ok"}
     agent(loom, "stopped", "down", mail=2)
     assert told_of_agents(loom) == {"stopped is stopped, and 2 messages wait": "note"}
     assert loom("doctor").status == 0
@@ -178,6 +178,29 @@ def test_doctor_says_which_agents_are_dead_fail_or_have_mail_that_nobody_serves(
         "stopped is stopped, and 2 messages wait": "note",
     }
     assert list(told)[-1].startswith("stopped") and loom("doctor").status == 1
+
+
+def test_failed_mail_is_named_with_why_and_how_to_try_again(loom: Loom) -> None:
+    stem = "1700000000000-01HF7YAT000000000000000000"
+    sad = agent(loom, "sad", "down")
+    mailbox.deliver(sad, stem, message.encode(message.Message(stem.partition("-")[2], "me", 1, "x")))
+    inbox = mailbox.Inbox(sad)
+    assert inbox.claim() is not None
+    mailbox.fail(sad, stem, 0, error_type="work_failed", last_error="it rained", hint="", ts="")
+    assert told_of_agents(loom) == {"1 message of sad failed: it rained": "note"}
+    said = loom("agent", "show", "sad").out
+    assert f"{stem}: it rained" in said and "to try again: loom agent retry sad" in said
+
+
+def test_an_agent_that_cannot_be_looked_at_hides_no_other(loom: Loom) -> None:
+    agent(loom, "well", "down")
+    odd = agent(loom, "odd", "down")
+    odd.lock.unlink(missing_ok=True)
+    odd.lock.symlink_to("lock")
+    said = loom("agent", "ps", "-a")
+    assert said.status == 0 and "well" in said.out and "odd cannot be looked at" in said.out
+    assert any(found.startswith("odd fails: ") for found in told_of_agents(loom))
+    assert loom("supervisor", "status").status == 0
 
 
 @pytest.mark.parametrize("reason, status", [

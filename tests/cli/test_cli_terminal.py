@@ -117,6 +117,22 @@ def test_a_conversation_remembers_and_ends_with_ctrl_d(loom: Loom, terminal: typ
     assert loom.left() == []
 
 
+@pytest.mark.parametrize("words", [
+    ("agent", "start", "x", "--model", "builtin/echo", "--stdin"),
+    ("send", "x", "--stdin", "--wait"),
+])  # fmt: skip
+def test_stdin_that_is_asked_for_is_read_from_a_terminal_until_one_ctrl_d(
+    loom: Loom, terminal: type[Terminal], words: tuple[str, ...]
+) -> None:
+    loom("agent", "start", "x", "--model", "builtin/echo", "--detach")
+    talk = terminal(*words)  # type: ignore[arg-type]
+    talk.type("one\n")
+    talk.expect("one\r\n")  # the terminal's own echo
+    talk.type(CTRL_D)
+    talk.expect("one\r\n")
+    assert talk.wait() == 0
+
+
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(loom: Loom, terminal: type[Terminal]) -> None:
     fifo = loom.place / "gate"
     os.mkfifo(fifo)

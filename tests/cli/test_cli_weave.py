@@ -405,6 +405,40 @@ def test_a_pipe_made_by_hand(loom: Loom) -> None:
     assert loom("fsck").out == "" or "is served" in loom("fsck").out
 
 
+def test_a_pipe_is_removed_with_its_instances_when_no_route_leads_through_it(loom: Loom) -> None:
+    detached(loom, "a", "b")
+    loom("pipe", "create", "p", "[{operator: window, size: 2, timeout: 1h}]")
+    loom("route", "a", "--to", "b", "--pipe", "p")
+    loom("send", "a", "hello")
+    wait_until(lambda: loom("pipes", "--json").objects[0]["instances"][0]["held"] == 1)
+    said = refused(loom, "pipe", "rm", "p", status=75)
+    assert "the route a → b leads through p" in said and "loom unroute a --to b --pipe p" in said
+    loom("unroute", "a", "--to", "b", "--pipe", "p")
+    assert "p~a→b has 1 message, which would be lost" in refused(loom, "pipe", "rm", "p", status=75)
+    assert loom("pipe", "rm", "p", "--force").err == "loom: p is removed\n"
+    assert loom("pipes", "--json").objects[0] == {"v": 1, "pipes": [], "instances": []}
+    assert not agent(loom, "p~a→b").path.exists()
+    assert "there is no pipe 'p'" in refused(loom, "pipe", "rm", "p", status=66)
+    assert loom("pipe", "create", "p", "[{operator: tap, label: x}]").status == 0
+
+
+def test_replicas_that_are_gone_after_down_are_told_with_their_mail(loom: Loom) -> None:
+    text = "version: 1\nname: try\nagents: [{name: a, model: builtin/echo, replicas: 2}]\n"
+    write(loom, text)
+    up(loom)
+    assert loom("down").status == 0
+    loom("send", "a-2", "hello")
+    write(loom, text.replace("replicas: 2", "replicas: 1"))
+    said = loom("up", "-d")
+    assert "a-2 is in the file no more: it is stopped, and 1 of its messages wait in its inbox" in said.err, said
+
+
+@pytest.mark.parametrize("command", ["exit 0", "trap '' TERM; cat", "umask 77; cat", "cd / && cat"])
+def test_what_the_shell_does_itself_is_no_missing_program(loom: Loom, command: str) -> None:
+    loom("agent", "start", "a", "--model", "builtin/echo", "--detach")
+    assert loom("pipe", "create", "p", f"[{{operator: command, cmd: {json.dumps(command)}}}]").status == 0
+
+
 def test_what_a_pipe_holds_survives_down_and_is_shown(loom: Loom) -> None:
     text = "version: 1\nname: try\npipes: {pair: [{operator: window, size: 2, timeout: 1h}]}\nagents:\n"
     text += "  - {name: a, model: builtin/echo}\n  - {name: b, model: builtin/echo, from: [{agent: a, pipe: pair}]}\n"
@@ -415,7 +449,8 @@ def test_what_a_pipe_holds_survives_down_and_is_shown(loom: Loom) -> None:
     assert loom("down").status == 0
     write(loom, text.replace(", pipe: pair", ""))
     said = loom("up", "-d")
-    assert "pair~a→b is in the file no more: it is stopped and keeps 1 messages" in said.err, said
+    assert "pair~a→b is in the file no more: it is stopped and keeps 1 message for when" in said.err, said
+    assert "pair~a→b has 1 message, which would be lost" in refused(loom, "pipe", "rm", "pair", status=75)
     write(loom, text)
     up(loom)
     loom("send", "a", "two")

@@ -210,6 +210,14 @@ def test_accumulate_folds_and_tells_each_state(pipe: Instance):
     assert "expr: exit 5" in pipe.log("operator")[0]["why"]
 
 
+@pytest.mark.parametrize("status", [1, 128, 200, 255])  # perl's die and ssh's errors end with 255: no signal's number
+def test_a_command_that_refuses_drops_the_message_whatever_its_status(pipe: Instance, status: int):
+    pipe.chain(command(f"exit {status}"))
+    name = pipe.send(1, "secret")
+    assert pipe.life() == 0
+    assert pipe.reply(name).body == "" and f"exit {status}" in pipe.log("operator")[0]["why"]
+
+
 def test_operators_work_one_after_the_other(pipe: Instance):
     pipe.chain(command("tr ' ' '\\n'"), Operator("dedupe", {"key": ".body"}), window(2), command("jq -c 'map(.body)'"))
     name = pipe.send(1, "a b a c d")
