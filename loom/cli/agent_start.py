@@ -14,7 +14,7 @@ from loom.cli import printing
 from loom.cli.homes import open_home, settings_of
 from loom.cli.params import Count, Seconds
 from loom.spool import config
-from loom.spool.layout import Home
+from loom.spool.layout import Home, programs_dir
 from loom.wire import agent as wire
 from loom.wire import ids
 from loom.wire.agent import AgentLimits, AgentSpec, Restart
@@ -22,6 +22,7 @@ from loom.wire.errors import BadInput, Config, NotFound, Usage
 from loom.wire.record import record, replace
 
 WORKSPACE_ENV = "LOOM_WORKSPACE"
+OWN = "agent"  # the runner of an agent that is given none
 
 
 @record
@@ -48,6 +49,7 @@ class Options:
     restart_window: float | None
     scale: str | None
     limit: tuple[str, ...]
+    runner: str | None
     detach: bool
     replace: bool
     json: bool
@@ -85,6 +87,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--restart-window", type=Seconds(), metavar="S", help="Seconds in which crashes count."),
     click.option("--scale", type=click.Choice(("one", "to-zero")), help="to-zero: a process only while there is mail."),
     click.option("--limit", metavar="K=V", multiple=True, help="memory, cpu_s, files, processes or disk; repeatable."),
+    click.option("--runner", metavar="PROGRAM", help="With --detach: what serves its mailbox in place of loom's own."),
     click.option("--detach", is_flag=True, help="Run it under the supervisor, serving its mailbox."),
     click.option("--replace", is_flag=True, help="With --detach: give an existing agent these settings."),
     click.option("--json", is_flag=True, help="Print NDJSON events; with --detach one object."),
@@ -162,6 +165,7 @@ def _check_combination(o: Options) -> None:
         "--restart-window": o.restart_window is not None,
         "--scale": o.scale is not None,
         "--limit": bool(o.limit),
+        "--runner": o.runner is not None,
     }
     never_detached = {
         "--stdin": o.stdin,
@@ -225,7 +229,14 @@ def existing(home: Home, name: str, *, anew: bool = False) -> tuple[AgentSpec | 
 
 def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec:
     """What the command line says, over what `base` is set to, over the configured model."""
+    runner = base.runner if base is not None else OWN
+    if o.runner is not None:
+        runner = _runner(o.runner)
+    if runner != OWN and not o.detach:
+        raise Usage(f"{o.name} is served by {runner}", hint=f"send to it with: loom send {o.name} TEXT --wait")
     model = o.model if o.model is not None else (base.model if base is not None else default_model)
+    if runner != OWN and o.model is None and (base is None or base.runner != runner):
+        model = Path(runner).name  # it has none of ours; what is shown is who answers
     if not model:
         raise Usage(
             f"no model for {o.name}: --model is missing and `model` is not set",
@@ -241,6 +252,7 @@ def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec
     return replace(
         spec,
         model=model,
+        runner=runner,
         tools=spec.tools if o.tools is None else tuple(t.strip() for t in o.tools.split(",") if t.strip()),
         env=env,
         restart=_restart(o, spec.restart),
@@ -250,6 +262,19 @@ def spec_of(o: Options, base: AgentSpec | None, default_model: str) -> AgentSpec
         limits=_limits(o, spec.limits),
         scale=spec.scale if o.scale is None else "to-zero" if o.scale == "to-zero" else "",
     )
+
+
+def _runner(given: str) -> str:
+    """`--runner`: a path, or the name of one that comes with loom. Raises NotFound, Usage."""
+    if given == OWN:
+        return given
+    path = Path(given).expanduser().absolute() if "/" in given else programs_dir("runners") / given
+    if not path.is_file():
+        hint = "" if "/" in given else f"one that comes with loom has a name; of another give the path, e.g. ./{given}"
+        raise NotFound(f"there is no runner {given!r}", hint=hint)
+    if not os.access(path, os.X_OK):
+        raise Usage(f"the runner {given} cannot be executed", hint=f"chmod +x {given}")
+    return str(path) if "/" in given else given
 
 
 def _limit(name: str, value: str) -> float | str:

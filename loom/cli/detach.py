@@ -7,7 +7,16 @@ from importlib import import_module
 from typing import Any
 
 from loom.cli import model_names, printing
-from loom.cli.agent_start import WORKSPACE_ENV, Options, existing, open_and_load, spec_of, system_of, warn_of_no_sandbox
+from loom.cli.agent_start import (
+    OWN,
+    WORKSPACE_ENV,
+    Options,
+    existing,
+    open_and_load,
+    spec_of,
+    system_of,
+    warn_of_no_sandbox,
+)
 from loom.cli.ensure import ensure_supervisor
 from loom.spool import agents, locks, wake
 from loom.spool.config import Loaded
@@ -54,12 +63,16 @@ def _runs(agent: AgentDir) -> bool:
 
 def settled(home: Home, loaded: Loaded, spec: AgentSpec) -> AgentSpec:
     """The spec with nothing left that depends on the caller's directory or environment, keys excepted."""
+    if spec.runner != OWN:
+        return spec
     model, env = model_names.settle(home, loaded, spec.model, spec.env)
     return replace(spec, model=model, env={**env, **spec.env})
 
 
 def check(home: Home, loaded: Loaded, spec: AgentSpec) -> None:
     """Raise what would keep the runner from working: it has the supervisor's environment, not the caller's."""
+    if spec.runner != OWN:
+        return  # what it needs only it can say
     directory = home.agent(spec.name)
     model_names.check(home, loaded, spec.model, spec.env, str(directory.path))
     surroundings = import_module(SURROUNDINGS)

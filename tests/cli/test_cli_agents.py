@@ -518,6 +518,29 @@ def test_an_agent_that_may_go_to_zero_is_dormant_and_answers(loom: Loom) -> None
     assert loom("agent", "start", "y", "--model", "builtin/echo", "--scale", "to-zero", "--prompt", "a").status == 2
 
 
+def test_a_program_of_ones_own_serves_an_agent(loom: Loom) -> None:
+    shipped = loom("agent", "start", "shell", "--runner", "sh-agent", "--detach")
+    assert (shipped.status, shipped.out) == (0, "shell\n"), shipped
+    own = loom.place / "own-runner"
+    own.write_text(f'#!/bin/sh\nexec {ROOT}/runners/sh-agent "$@"\n')
+    own.chmod(0o755)
+    assert loom("agent", "start", "mine", "--runner", str(own), "--detach").status == 0
+    assert show(loom, "mine")["model"] == "own-runner"
+    assert ask(loom, "hello", name="mine") == ask(loom, "hello", name="shell")
+    assert "exists with these settings" in loom("agent", "start", "mine", "--runner", str(own), "--detach").err
+    said = loom("agent", "start", "mine", "--prompt", "hello")
+    assert said.status == 2 and f"mine is served by {own}; send to it with: loom send mine TEXT --wait" in said.err
+
+
+def test_a_runner_that_is_not_there_or_cannot_run_is_refused(loom: Loom) -> None:
+    said = loom("agent", "start", "x", "--runner", "own-runner", "--detach")
+    assert said.status == 66 and "give the path, e.g. ./own-runner" in said.err
+    (loom.place / "plain").write_text("#!/bin/sh\n")
+    assert "chmod +x ./plain" in loom("agent", "start", "x", "--runner", "./plain", "--detach").err
+    assert loom("agent", "start", "x", "--runner", "sh-agent", "--prompt", "hi").status == 2
+    assert not (loom.home / "agents" / "x").exists()
+
+
 def test_limits_are_set_changed_and_taken_away(loom: Loom) -> None:
     start(loom, "--limit", "memory=256MiB", "--limit", "cpu_s=60")
     agent = open_home(loom.home).agent("x")
