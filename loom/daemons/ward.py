@@ -324,7 +324,6 @@ class Ward:
             self._see_locked(charge, now)
             return
         self._see_unlocked(charge)
-        charge.show("pending")
         try:
             if charge.seen.last == "later":  # it left for want of something; started into the same it would leave again
                 fs.probe(self._home.run)
@@ -336,13 +335,14 @@ class Ward:
                 return
             self._waiting.discard(charge.name)
             self._starting[charge.name] = prepared
-            if prepared.standby is not None:
-                charge.show("idle")  # before the fork: what it writes itself when it has work is not overwritten
+            # Before the fork, so that what it writes itself when it has work is not overwritten.
+            charge.show("pending" if prepared.standby is None else "idle")
         except (Config, NotFound) as error:  # not found: removed since it was read
             charge.refuse(error)
             charge.seen = core.parked(charge.wanted, charge.seen)
             self._loop.say("error", "refused", agent=charge.name, error=error.line())
         except OSError as error:
+            charge.show("pending")
             self._hinder(charge, error, now)
             raise
 
