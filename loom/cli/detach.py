@@ -34,7 +34,7 @@ def start(o: Options) -> int:
     base, base_prompt = existing(home, o.name, anew=o.replace)
     spec, prompt = settled(home, loaded, spec_of(o, base, loaded["model"])), system_of(o, base_prompt)
     directory = home.agent(o.name)
-    is_new = not directory.spec.exists()
+    is_new, was_dead = not directory.spec.exists(), agents.read_want(directory) == "dead"
     changed = base is not None and _difference(base, base_prompt, spec, prompt)
     if changed and not o.replace:
         raise Usage(f"agent {o.name} exists with {changed}", hint="to give it the new settings, add --replace")
@@ -52,7 +52,8 @@ def start(o: Options) -> int:
         return exits.DONE
     printing.line(o.name)
     said = {"created": "is started", "changed": "has its new settings", "unchanged": "exists with these settings"}
-    printing.note(f"{o.name} {said[how]}; send to it with: loom send {o.name} TEXT --wait")
+    dead = ", was dead and is started again" if was_dead else ""
+    printing.note(f"{o.name} {said[how]}{dead}; send to it with: loom send {o.name} TEXT --wait")
     return exits.DONE
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from loom.core import weave_settings
 from loom.core.routing import circle
-from loom.core.weave_nodes import Node, Reader, nearest
+from loom.core.weave_nodes import Node, Reader, nearest, said
 from loom.wire import ids
 from loom.wire.agent import POLICIES, AgentLimits, Restart
 from loom.wire.errors import Usage
@@ -292,6 +292,9 @@ class _Parser:
     def _feeds(self, node: Node, what: str) -> tuple[Feed, ...]:
         read, found = self.read, []
         for entry in read.items(node, what):
+            if isinstance(entry.value, str):
+                fault = f"{what}: an entry is {said(entry)}, expected a mapping"
+                raise read.fault(entry.line, fault, f"write {{agent: {entry.value:.80}}}")
             keys = read.mapping(entry, f"{what}: an entry", ("agent", "pipe"))
             if "agent" not in keys:
                 raise read.fault(entry.line, f"{what}: an entry has no 'agent'")

@@ -107,7 +107,7 @@ def test_starting_a_dead_agent_is_asking_for_it(loom: Loom) -> None:
     (loom.home / "agents/x/want").write_text("dead\n")
     assert loom("agent", "ps", "-a", "--json").objects[0]["agents"][-1]["name"]
     assert show(loom)["status"] == "dead"
-    start(loom)
+    assert "was dead and is started again" in loom("agent", "start", "x", "--detach").err
     assert ask(loom, "alive") == "alive\n"
 
 

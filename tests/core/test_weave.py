@@ -128,6 +128,7 @@ TOP = "version: 1\nagents: []\n"
     ("version: 1\nname: Nope\nagents: []\n", 2, "'Nope' is not valid"),
     ("version: 1\nagents: {}\n", 2, "agents is a mapping, expected a list"),
     (HEAD + "  - a\n", 3, "an agent is 'a', expected a mapping"),
+    (HEAD + "  - {name: a, model: m, from: [b]}\n", 3, "from: an entry is 'b', expected a mapping"),
     (HEAD + "  - {model: m}\n", 3, "no 'name'"),
     (HEAD + "  - {name: a}\n", 3, "agent 'a' has no 'model'"),
     (HEAD + "  - {name: a, model: ''}\n", 3, "model is empty"),
