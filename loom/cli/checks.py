@@ -20,12 +20,13 @@ from typing import Any
 from loom.cli import checks_agents
 from loom.cli import checks_home as kept
 from loom.cli.check import Check
+from loom.cli.homes import is_reserved
 from loom.models import keys
 from loom.models.address import split_url
 from loom.models.registry import DIALECTS, PROVIDERS, find_provider
 from loom.proc import pidfd
+from loom.spool import agents, locks, running
 from loom.spool import home as homes
-from loom.spool import locks, running
 from loom.spool.layout import Home, default_home, programs_dir
 from loom.wire.errors import LoomError
 
@@ -132,6 +133,9 @@ def _supervisor(home: Home) -> Check:
         return Check("supervisor", "note", text, "have it run the installed code: loom supervisor reload")
     if who is not None:
         return Check("supervisor", "ok", f"runs, pid {who.pid}{_grouped(said)}")
+    if wanted := sum(1 for a in agents.each(home) if not is_reserved(a.name) and agents.read_want(a) == "up"):
+        found = f"does not run, and {wanted} agent{'s are' if wanted > 1 else ' is'} wanted up"
+        return Check("supervisor", "note", found, "start one: loom supervisor run; or for good: docs/service.md")
     return Check("supervisor", "ok", "does not run; it is started when an agent needs it")
 
 

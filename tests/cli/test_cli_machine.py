@@ -164,6 +164,7 @@ def test_doctor_says_which_agents_are_dead_fail_or_have_mail_that_nobody_serves(
     assert told_of_agents(loom) == {}
     agent(loom, "well", "up")
     assert told_of_agents(loom) == {"1; none hangs or is dead, and no mail failed or is not served": "ok"}
+    assert "does not run, and 1 agent is wanted up" in loom("doctor").out
     agent(loom, "stopped", "down", mail=2)
     assert told_of_agents(loom) == {"stopped is stopped, and 2 messages wait": "note"}
     assert loom("doctor").status == 0
