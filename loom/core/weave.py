@@ -14,8 +14,8 @@ from typing import Any
 
 from loom.core import weave_settings
 from loom.core.routing import circle
-from loom.core.weave_nodes import Node, Reader, nearest
-from loom.wire import ids
+from loom.core.weave_nodes import Reader, nearest
+from loom.wire import ids, yamltext
 from loom.wire.agent import POLICIES, AgentLimits, Restart
 from loom.wire.errors import Usage
 from loom.wire.jsontext import dumps
@@ -33,6 +33,7 @@ from loom.wire.weave import (
     kept_as,
     step_of,
 )
+from loom.wire.yamltext import Node
 
 MAX_REPLICAS = 1000
 TOP = ("version", "name", "home", "settings", "gc", "pipes", "agents")
@@ -256,6 +257,8 @@ class _Parser:
             found[name] = self._expanded(str(value.value), value.line, f"{what}: {name}")
             if "\0" in found[name]:
                 raise self.read.fault(value.line, f"{what}: {name} holds a NUL")
+            if not yamltext.is_writable(found[name]):  # a variable of the caller's may hold any bytes
+                raise self.read.fault(value.line, f"{what}: {name} is not UTF-8")
         return found
 
     def _expanded(self, text: str, line: int, what: str) -> str:
