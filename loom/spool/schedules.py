@@ -76,12 +76,7 @@ def parse(data: bytes, name: str, path: Path) -> Job:
     if not isinstance(top.value, dict):
         raise Config(f"{path}:1: expected `key: value` lines", hint="see docs/schedules.md")
     where = {"": str(path)} | {key: f"{path}:{node.line}" for key, node in top.value.items()}
-    return wire.job_of(name, {key: _plain(node) for key, node in top.value.items()}, where)
-
-
-def _plain(node: yamltext.Node) -> Any:
-    """A value without its line. No key takes more than a list of words, so what lies deeper is only seen as wrong."""
-    return [one.value for one in node.value] if isinstance(node.value, list) else node.value
+    return wire.job_of(name, {key: yamltext.flat(node) for key, node in top.value.items()}, where)
 
 
 def text_of(values: Mapping[str, Any]) -> bytes:

@@ -1,6 +1,7 @@
 """YAML that people write, as values that know their line: bounded, and without anything that could not be written back.
 
-Read by loom.yml (loom/core/weave_nodes.py) and by jobs (loom/spool/schedules.py). Enters: text. Stays out: files.
+Used for loom.yml (loom/core/weave_nodes.py), jobs (loom/spool/schedules.py) and config.yml (loom/spool/config.py).
+Enters: text. Stays out: files.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def read(text: str) -> Node:
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
-        return Node(None, 1) if root is None else _node(root, loader, [0], ())
+        return Node(None, 1) if root is None else read_part(root, loader)
     except Unreadable:
         raise
     except yaml.MarkedYAMLError as error:
@@ -47,6 +48,11 @@ def read(text: str) -> Node:
         raise Unreadable(1, f"not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise Unreadable(1, "nested too deeply") from None
+
+
+def read_part(node: Any, loader: Any) -> Node:
+    """A node that `loader` has composed, with all below it. Raises Unreadable."""
+    return _node(node, loader, [0], ())
 
 
 def _node(node: Any, loader: Any, count: list[int], above: tuple[Any, ...]) -> Node:
@@ -91,6 +97,11 @@ def _scalar(node: Any, loader: Any) -> Any:
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise Unreadable(line, f"a number has more than {_MOST_BITS} bits")
     return value
+
+
+def flat(node: Node) -> Any:
+    """A value without its line, where no key takes more than a list of words: what lies deeper is only seen as wrong."""
+    return [one.value for one in node.value] if isinstance(node.value, list) else node.value
 
 
 HALF = "holds half a surrogate pair, which is no character"
