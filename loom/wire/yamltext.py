@@ -13,6 +13,7 @@ from loom.wire.record import record
 MAX_NODES = 100_000  # an alias costs nothing to write and is counted as often as it is used
 SHOWN_CHARS = 80  # of a value that an error quotes
 _MOST_BITS = 256  # of a whole number: more has no use here, and with thousands of digits Python refuses to show it
+_HALF = "holds half a surrogate pair, which is no character"
 
 
 @record
@@ -76,7 +77,7 @@ def _node(node: Any, loader: Any, count: list[int], above: tuple[Any, ...]) -> N
             raise Unreadable(key_line, "a key must be a word")
         key = str(key_node.value)
         if not is_writable(key):
-            raise Unreadable(key_line, f"the key {shown(key)} {HALF}")
+            raise Unreadable(key_line, f"the key {shown(key)} {_HALF}")
         if key in found:
             raise Unreadable(key_line, f"{shown(key)} is set twice, first in line {found[key].line}")
         value = _node(value_node, loader, count, above)
@@ -93,18 +94,15 @@ def _scalar(node: Any, loader: Any) -> Any:
         tag = str(node.tag).removeprefix("tag:yaml.org,2002:")
         raise Unreadable(line, f"{shown(node.value)} cannot be read as {tag:.40}: {error!s:.200}") from None
     if isinstance(value, str) and not is_writable(value):
-        raise Unreadable(line, f"{shown(value)} {HALF}")
+        raise Unreadable(line, f"{shown(value)} {_HALF}")
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise Unreadable(line, f"a number has more than {_MOST_BITS} bits")
     return value
 
 
 def flat(node: Node) -> Any:
-    """A value without its line, where no key takes more than a list of words: what lies deeper is only seen as wrong."""
+    """A value without its line, where no key takes more than a list of words: what lies deeper is seen as wrong."""
     return [one.value for one in node.value] if isinstance(node.value, list) else node.value
-
-
-HALF = "holds half a surrogate pair, which is no character"
 
 
 def is_writable(text: str) -> bool:
