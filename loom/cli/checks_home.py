@@ -16,6 +16,7 @@ from pathlib import Path
 from loom.cli.check import Check
 from loom.core import schedule
 from loom.spool import locks, schedules, zones
+from loom.spool.home import disk_error
 from loom.spool.layout import Home
 from loom.wire.errors import LoomError
 
@@ -142,4 +143,6 @@ def _fault(home: Home, name: str) -> str:
         slots = schedules.read_slots(place)
     except LoomError as error:
         return str(error)
+    except OSError as error:
+        return str(disk_error(error, "it cannot be read"))
     return str(slots.trouble.get("error", "")) if slots else ""

@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from loom.cli import model_names
@@ -34,6 +33,7 @@ from loom.wire.message import Message
 from loom.wire.record import record
 from loom.wire.schedule import Intent, Job, Post, Slots
 from loom.wire.times import day_of, rfc3339
+from loom.wire.yamltext import SHOWN_CHARS
 
 SENDER = "schedule"
 MAX_EVENTS = 100
@@ -52,23 +52,24 @@ class Outcome:
     why: str = ""
 
 
-def serve(home: Home, name: str, now: Callable[[], float] = time.time) -> list[Outcome] | None:
-    """Start what is due of this job. None: another process is at it, and will do all that is due by now.
+def serve(home: Home, name: str, told: list[Outcome], now: Callable[[], float] = time.time) -> bool:
+    """Start what is due of this job. False: another process is at it, and will do all that is due by now.
 
+    told  gets what became of each slot as it is done: it holds what was done before something is raised, too
     Raises LoomError for a job that cannot be read, and TryLater, Disk or OSError when the machine refuses: then all is
     whole, and whoever comes next goes on.
     """
     place = schedules.find(home, name)
     lock = schedules.lock(place)
     if lock is None:
-        return None
+        return False
     with lock:
-        service = _Service(home, place, schedules.read(place))
+        service = _Service(home, place, schedules.read(place), told)
         try:
             service.run(now)
         finally:
             service.log.close()
-        return service.outcomes
+        return True
 
 
 def check(home: Home, job: Job) -> None:
@@ -86,7 +87,7 @@ def _goal_spec(home: Home, job: Job, slot: int) -> GoalSpec:
 
     Whoever serves the slot does it from a directory of its own, so paths must be whole.
     """
-    if job.workspace and not Path(job.workspace).expanduser().is_absolute():
+    if job.workspace and not os.path.isabs(os.path.expanduser(job.workspace)):  # `~nobody/x` stays as it is
         raise Config(f"the workspace {job.workspace!r} is no whole path", hint="write it from / or ~/")
     if job.model and model_names.depends_on_directory(job.model):
         raise Config(f"the model {job.model!r} is given by a path that is not whole", hint="write it from /")
@@ -114,11 +115,11 @@ def _driver_command(home: Home, job: Job) -> list[str]:
 class _Service:
     """One job while its lock is held."""
 
-    def __init__(self, home: Home, place: ScheduleDir, job: Job) -> None:
+    def __init__(self, home: Home, place: ScheduleDir, job: Job, outcomes: list[Outcome]) -> None:
         self.home, self.place, self.job = home, place, job
         core.check(job, str(place.definition))
         self.offset = zones.offset_of(job.zone)
-        self.outcomes: list[Outcome] = []
+        self.outcomes = outcomes
         self.log = logs.Log(place.logs, job=job.name)
 
     def run(self, now: Callable[[], float]) -> None:
@@ -238,10 +239,10 @@ class _Service:
     def _ask_driver(self, state: Any, slot: int) -> tuple[list[dict[str, str]], Any]:
         """(events, state) as the driver reports them. Raises WorkFailed or Config for what is no report."""
         job = self.job
-        printed: list[bytes] = []
+        printed = bytearray()
 
         def on_line(line: bytes) -> str:
-            printed.append(line)
+            printed.extend(line + b"\n")
             return ""
 
         try:
@@ -254,6 +255,7 @@ class _Service:
                 cwd=str(self.home.schedules),
                 timeout_s=job.timeout_s,
                 max_output_bytes=MAX_REPORT_BYTES,
+                most_in_all_bytes=MAX_REPORT_BYTES,
                 on_line=on_line,
             )
         except toolchild.NotStarted as error:
@@ -267,7 +269,7 @@ class _Service:
         if ended.exit_code:
             how = f"was killed by signal {-ended.exit_code}" if ended.exit_code < 0 else f"exited {ended.exit_code}"
             raise WorkFailed(f"the driver {how}{words}")
-        return report_of(b"\n".join([*printed, ended.last_line or b""]))
+        return report_of(bytes(printed) + (ended.last_line or b""))
 
     # -- keeping and telling -----------------------------------------------------------------------------------------
 
@@ -294,7 +296,9 @@ def report_of(data: bytes) -> tuple[list[dict[str, str]], Any]:
     try:
         report = loads_object(data.strip())
     except Malformed as error:
-        raise WorkFailed(f"the driver printed no report: {error}", kind="bad_report") from None
+        begin = data.strip()[: 4 * SHOWN_CHARS].decode("utf-8", "replace")  # no character has more than 4 bytes
+        what = f"{error}: {begin[:SHOWN_CHARS]!r}" if begin else "nothing"
+        raise WorkFailed(f"the driver printed no report: {what}", kind="bad_report") from None
     if unknown := sorted(set(report) - {"events", "state"}):
         raise WorkFailed(f"the driver's report has a field {unknown[0][:40]!r}", kind="bad_report")
     if "state" not in report or not isinstance(report.get("events"), list):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+import traceback
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ def add(name: str, replace: bool, as_json: bool, **given: Any) -> None:
         values.setdefault("zone", zones.own_zone())
     for key in ("workspace", "driver"):
         if key in values and (key == "workspace" or "/" in values[key]):
-            values[key] = str(Path(values[key]).expanduser().absolute())
+            values[key] = str(Path(os.path.expanduser(values[key])).absolute())
     if "model" in values:
         values["model"] = model_names.whole_paths(values["model"])
     home = open_home()
@@ -148,8 +150,8 @@ def _look(place: ScheduleDir) -> _Known:
         slots = schedules.read_slots(place)
         core.check(job, str(place.definition))
         zones.offset_of(job.zone)
-    except LoomError as error:
-        return _Known(place.name, None, slots, error.line())
+    except (LoomError, OSError) as error:
+        return _Known(place.name, None, slots, _line(error))
     return _Known(place.name, job, slots, str(slots.trouble.get("error", "")) if slots else "")
 
 
@@ -193,17 +195,28 @@ def _told(known: _Known) -> dict[str, Any]:
 def ls(as_json: bool) -> None:
     """List all jobs: when they are due, what they do, when they did it last, and what went wrong."""
     home = look_into_home()
-    found = [_look(home.schedule(name)) for name in schedules.names(home)]
+    found = [_listed(home.schedule(name)) for name in schedules.names(home)]
     if as_json:
-        printing.json_line({"v": 1, "schedules": [_told(known) for known in found]})
+        printing.json_line({"v": 1, "schedules": [told for told, _ in found]})
         return
-    rows = []
-    for known in found:
-        told = _told(known)
-        last = _shown(told["last"]["slot"], known.job) if told["last"] else "-"
-        next_ = _shown(told["next"][0], known.job) if told["next"] else "-"
-        rows.append((known.name, told["when"], next_, last, told["what"], known.trouble or "-"))
-    printing.table(("NAME", "WHEN", "NEXT", "LAST", "WHAT", "TROUBLE"), rows)
+    printing.table(("NAME", "WHEN", "NEXT", "LAST", "WHAT", "TROUBLE"), [row for _, row in found])
+
+
+def _listed(place: ScheduleDir) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A job as --json tells it and as a row. One that cannot be told has a row that says why: the others are listed."""
+    known = _look(place)
+    try:
+        return _told(known), _row(known)
+    except Exception as error:  # what its files say is odd in a way that nobody has thought of
+        broken = _Known(place.name, None, None, f"it cannot be shown: {type(error).__name__}: {error}")
+        return _told(broken), _row(broken)
+
+
+def _row(known: _Known) -> tuple[str, ...]:
+    told = _told(known)
+    last = _shown(told["last"]["slot"], known.job) if told["last"] else "-"
+    next_ = _shown(told["next"][0], known.job) if told["next"] else "-"
+    return known.name, told["when"], next_, last, told["what"], known.trouble or "-"
 
 
 @click.command("show")
@@ -258,46 +271,70 @@ def rm(names: tuple[str, ...]) -> None:
 def run_due(names: tuple[str, ...], as_json: bool) -> int:
     """Start what is due of the JOBs, or of all. May be called by anybody at any time: each slot is served once.
 
-    Ends with 1 when a slot came to nothing, else with 75 or 74 when something has to be tried again later.
+    Ends with 1 when a slot came to nothing, else with what the first job that could not be served ends with: 78 for a
+    definition, 75 or 74 when it has to be tried again later. No job hinders another.
     """
     home = existing_home()
     told: list[Outcome] = []
-    errors: list[LoomError] = []
+    faults: list[_Fault] = []
     for name in names or schedules.names(home):
         try:
-            outcomes = serve(home, name)
-        except LoomError as error:
-            errors.append(error)
-        except OSError as error:
-            errors.append(disk_error(error, f"{name} could not be served", home.path))
-        else:
-            told += outcomes or ()
-            if outcomes is None:
+            if not serve(home, name, told):
                 printing.detail(f"{name} is being served by another process")
+        except Exception as error:  # the others are served all the same
+            faults.append(_fault_of(name, error, home))
     _rouse(home, told)
     for outcome in told:
         _say(outcome, as_json)
-    for trouble in errors:
-        printing.error(trouble.line())
-    status = _status(told, errors)
+    for fault in faults:
+        printing.error(f"{fault.message}; {fault.hint}" if fault.hint else fault.message)
+    status = _status(told, faults)
     if as_json:
-        faults = [{"type": e.kind, "message": str(e), "hint": e.hint} for e in errors]
-        printing.json_line({"event": "result", "v": 1, "slots": len(told), "errors": faults, "exit_status": status})
+        errors = [{"type": fault.kind, "message": fault.message, "hint": fault.hint} for fault in faults]
+        printing.json_line({"event": "result", "v": 1, "slots": len(told), "errors": errors, "exit_status": status})
     return status
 
 
+@record
+class _Fault:
+    """Why a job could not be served to its end, and the exit status of that."""
+
+    kind: str
+    message: str
+    hint: str
+    exit_status: int
+
+
+def _fault_of(name: str, error: Exception, home: Home) -> _Fault:
+    if isinstance(error, OSError):
+        error = disk_error(error, f"{name} could not be served", home.path)
+    if isinstance(error, LoomError):
+        return _Fault(error.kind, str(error), error.hint, error.exit_status)
+    printing.detail("".join(traceback.format_exception(error)))
+    text = f"{name} could not be served: {type(error).__name__}: {error}"
+    hint = f"this is a bug of loom; nothing that was accepted is lost; see: loom -v schedule run-due {name}"
+    return _Fault("bug", text, hint, exits.BUG)
+
+
 def _rouse(home: Home, told: list[Outcome]) -> None:
-    """See that what was started is worked on."""
-    started = [outcome for outcome in told if outcome.what in ("sent", "started")]
-    for name in sorted({outcome.job for outcome in started if outcome.what == "sent"}):
-        slots = schedules.read_slots(home.schedule(name))
-        if slots is not None and slots.last.get("agent"):
-            rouse(home, home.agent(slots.last["agent"]))
-    if any(outcome.what == "started" for outcome in started):
+    """See that what was started is worked on. What hinders that is told, but no failure: it waits."""
+    sent = {outcome.job for outcome in told if outcome.what == "sent"}
+    for name in sorted(sent):
+        try:
+            slots = schedules.read_slots(home.schedule(name))
+            if slots is not None and slots.last.get("agent"):
+                rouse(home, home.agent(slots.last["agent"]))
+        except (LoomError, OSError) as error:
+            printing.note(f"the message of {name} waits, because {_line(error)}")
+    if any(outcome.what == "started" for outcome in told):
         try:
             take_up(home)
-        except LoomError as error:
-            printing.note(f"the goal waits, because {error.line()}")
+        except (LoomError, OSError) as error:
+            printing.note(f"the goal waits, because {_line(error)}")
+
+
+def _line(error: LoomError | OSError) -> str:
+    return error.line() if isinstance(error, LoomError) else disk_error(error, "it cannot be looked at").line()
 
 
 def _say(outcome: Outcome, as_json: bool) -> None:
@@ -312,7 +349,7 @@ def _say(outcome: Outcome, as_json: bool) -> None:
         say(f"{outcome.job} {outcome.what} {slot}{': ' if outcome.why else ''}{outcome.why}")
 
 
-def _status(told: list[Outcome], errors: list[LoomError]) -> int:
+def _status(told: list[Outcome], faults: list[_Fault]) -> int:
     if any(outcome.what == "failed" for outcome in told):
         return exits.FAILED
-    return errors[0].exit_status if errors else exits.DONE
+    return faults[0].exit_status if faults else exits.DONE

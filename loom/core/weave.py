@@ -14,8 +14,8 @@ from typing import Any
 
 from loom.core import weave_settings
 from loom.core.routing import circle
-from loom.core.weave_nodes import Node, Reader, nearest, said
-from loom.wire import ids
+from loom.core.weave_nodes import Reader, nearest, said
+from loom.wire import ids, yamltext
 from loom.wire.agent import POLICIES, AgentLimits, Restart
 from loom.wire.errors import Usage
 from loom.wire.jsontext import dumps
@@ -33,6 +33,7 @@ from loom.wire.weave import (
     kept_as,
     step_of,
 )
+from loom.wire.yamltext import Node
 
 MAX_REPLICAS = 1000
 TOP = ("version", "name", "home", "settings", "gc", "pipes", "agents")
@@ -253,9 +254,11 @@ class _Parser:
                 raise self.read.fault(value.line, f"{what}: {name!r:.80} is no variable that can be set")
             if not isinstance(value.value, str | int | float) or isinstance(value.value, bool):
                 raise self.read.fault(value.line, f"{what}: {name} is no text", "put it in quotes")
-            found[name] = self._expanded(str(value.value), value.line, f"{what}: {name}")
+            found[name] = self._expanded(value.written, value.line, f"{what}: {name}")
             if "\0" in found[name]:
                 raise self.read.fault(value.line, f"{what}: {name} holds a NUL")
+            if not yamltext.is_writable(found[name]):  # a variable of the caller's may hold any bytes
+                raise self.read.fault(value.line, f"{what}: {name} is not UTF-8")
         return found
 
     def _expanded(self, text: str, line: int, what: str) -> str:

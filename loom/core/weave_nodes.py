@@ -1,4 +1,4 @@
-"""loom.yml as values that know their line: what is wrong is said as file:line, with the nearest right word.
+"""What the values of a loom.yml must be: what is wrong is said as file:line, with the nearest right word.
 
 Enters: text. Stays out: files and the environment. What the values mean is decided in loom/core/weave.py.
 """
@@ -8,25 +8,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
+from loom.wire import yamltext
 from loom.wire.errors import Config
-from loom.wire.record import record
+from loom.wire.yamltext import Node
 
-MAX_NODES = 100_000  # an alias costs nothing to write and is counted as often as it is used
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)")
 _SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,9})([KMGT])i?B?")
 MOST_S = 1e9
-
-
-@record
-class Node:
-    """A value of the file and its line: text, a number, true or false, None, a list of Nodes, a dict of Nodes."""
-
-    value: Any
-    line: int
 
 
 class Reader:
@@ -47,50 +38,13 @@ class Reader:
 
     def compose(self, text: str) -> Node:
         """The whole file. Its top is a mapping."""
-        import yaml  # here, because few commands read YAML
-
         try:
-            loader = yaml.SafeLoader(text)
-            root = loader.get_single_node()
-            if not isinstance(root, yaml.MappingNode):
-                raise self.fault(1, "expected `key: value` lines", "begin with: version: 1")
-            return self._node(root, loader, [0], ())
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise self.fault(line, f"not valid YAML: {error.problem}") from None
-        except (yaml.YAMLError, ValueError, ArithmeticError) as error:
-            raise self.fault(1, f"not valid YAML: {' '.join(str(error).split())}") from None
-        except RecursionError:
-            raise self.fault(1, "nested too deeply") from None
-
-    def _node(self, node: Any, loader: Any, count: list[int], above: tuple[Any, ...]) -> Node:
-        import yaml
-
-        line = node.start_mark.line + 1
-        count[0] += 1
-        if count[0] > MAX_NODES:
-            raise self.fault(line, f"more than {MAX_NODES} values")
-        if any(node is one for one in above):
-            raise self.fault(line, "an alias makes a value hold itself")
-        above = (*above, node)
-        if isinstance(node, yaml.SequenceNode):
-            return Node([self._node(one, loader, count, above) for one in node.value], line)
-        if not isinstance(node, yaml.MappingNode):
-            try:
-                return Node(loader.construct_object(node), line)
-            except (ValueError, ArithmeticError, LookupError, TypeError) as error:
-                raise self.fault(line, f"cannot be read: {error}") from None
-        found: dict[str, Node] = {}
-        for key_node, value_node in node.value:
-            key_line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise self.fault(key_line, "a key must be a word")
-            key = str(key_node.value)
-            if key in found:
-                raise self.fault(key_line, f"{key!r} is set twice, first in line {found[key].line}")
-            value = self._node(value_node, loader, count, above)
-            found[key] = Node(value.value, key_line)
-        return Node(found, line)
+            root = yamltext.read(text)
+        except yamltext.Unreadable as error:
+            raise self.fault(error.line, str(error)) from None
+        if not isinstance(root.value, dict):
+            raise self.fault(1, "expected `key: value` lines", "begin with: version: 1")
+        return root
 
     # -- what a value must be ------------------------------------------------------------------------------------
 
@@ -152,16 +106,7 @@ class Reader:
 
 def said(node: Node) -> str:
     """A wrong value, shown."""
-    match node.value:
-        case None:
-            return "empty"
-        case dict():
-            return "a mapping"
-        case list():
-            return "a list"
-        case bool():
-            return "true" if node.value else "false"
-    return f"{node.value!r:.80}"
+    return yamltext.shown(node.value)
 
 
 def nearest(word: str, known: Collection[str]) -> str:

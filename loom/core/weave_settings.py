@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from loom.core.retention import DAY_S
-from loom.core.weave_nodes import Node, Reader
+from loom.core.weave_nodes import Reader
 from loom.wire import settings as wire
 from loom.wire.errors import Config
 from loom.wire.settings import Override
+from loom.wire.yamltext import Node
 
 GC = ("retention",)
 _PREFIX = "retention."

@@ -17,8 +17,9 @@ from typing import Protocol
 from loom.core import schedule as core
 from loom.proc import spawn
 from loom.spool import fs, schedules, zones
-from loom.spool.layout import Home
-from loom.wire.errors import LoomError
+from loom.spool.home import disk_error
+from loom.spool.layout import Home, ScheduleDir
+from loom.wire.errors import Config, LoomError
 from loom.wire.record import record
 from loom.wire.schedule import Job, Slots
 
@@ -37,13 +38,20 @@ class Loop(Protocol):
 
 @record(frozen=False)
 class _Entry:
-    """A job as it was read last. due_s: on the steady clock; stuck: how often it was served without any change."""
+    """A job as it was read last.
 
-    stamp: tuple[int, int, int] = (0, 0, 0)
+    stamp  of the file that was read, or refused for what it says; empty: it is read at the next look
+    due_s  on the steady clock
+    stuck  how often it was served without any change
+    told   what is wrong with it, as it was said last
+    """
+
+    stamp: tuple[int, ...] = ()
     job: Job | None = None
     slots: Slots | None = None
     due_s: float = math.inf
     stuck: int = 0
+    told: str = ""
 
 
 class Calendar:
@@ -66,30 +74,50 @@ class Calendar:
         self._find_next()
 
     def _look_at(self, name: str) -> None:
-        entry, place = self._entries[name], self._home.schedule(name)
+        """Whatever is wrong with this job is said once and hinders no other."""
+        entry = self._entries[name]
+        entry.due_s = math.inf
         try:
-            found = os.stat(place.definition)
-            stamp = (found.st_mtime_ns, found.st_ino, found.st_size)
-            if stamp != entry.stamp:
-                entry.stamp, entry.job, entry.stuck = stamp, None, 0
+            due_in_s = self._due_in_s(entry, self._home.schedule(name))
+        except FileNotFoundError:
+            return
+        except LoomError as error:
+            trouble = error.line()
+        except OSError as error:
+            trouble = disk_error(error, f"{name} cannot be looked at", self._home.path).line()
+        except Exception as error:  # a bug of ours: the others are served all the same
+            trouble = f"{type(error).__name__}: {error}"
+        else:
+            if due_in_s is not None:
+                pause = min(2.0 ** (entry.stuck - 1), _PATIENCE_S) if entry.stuck else 0.0
+                entry.due_s, entry.told = time.monotonic() + max(due_in_s, pause), ""
+            return
+        if trouble != entry.told:
+            entry.told = trouble
+            self._loop.say("error", "schedule", job=name, error=trouble)
+
+    def _due_in_s(self, entry: _Entry, place: ScheduleDir) -> float | None:
+        """How long until the job is due; None while its file says what was refused already.
+
+        Only what the file says is remembered. That it could not be read, or that a time zone is not known here, may be
+        otherwise at the next look without any change of the file.
+        """
+        found = os.lstat(place.definition)
+        stamp = (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)
+        if stamp != entry.stamp:
+            entry.stamp, entry.job, entry.stuck = (), None, 0
+            try:
                 job = schedules.read(place)
                 core.check(job, str(place.definition))
-                zones.offset_of(job.zone)
-                entry.job = job
-            if entry.job is None:
-                entry.due_s = math.inf  # told when it was read
-                return
-            entry.slots = schedules.read_slots(place)
-            now = time.time()
-            due = core.due_at(entry.job, zones.offset_of(entry.job.zone), entry.slots, now)
-        except FileNotFoundError:
-            entry.due_s = math.inf
-        except LoomError as error:
-            entry.due_s = math.inf
-            self._loop.say("error", "schedule", job=name, error=error.line())
-        else:
-            pause = min(2.0 ** (entry.stuck - 1), _PATIENCE_S) if entry.stuck else 0.0
-            entry.due_s = time.monotonic() + max(due - now, pause)
+            except Config:
+                entry.stamp = stamp
+                raise
+            entry.stamp, entry.job = stamp, job
+        if entry.job is None:
+            return None
+        entry.slots = schedules.read_slots(place)
+        now = time.time()
+        return core.due_at(entry.job, zones.offset_of(entry.job.zone), entry.slots, now) - now
 
     def _find_next(self) -> None:
         busy = {name for names in self._served.values() for name in names}

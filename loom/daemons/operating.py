@@ -13,7 +13,7 @@ from loom.daemons.service import Agent
 from loom.daemons.surroundings import agent_env
 from loom.proc import toolchild
 
-MAX_OUTPUT_BYTES = 1 << 20
+MAX_OUTPUT_BYTES = 1 << 20  # in all
 MAX_LINES = 10_000  # each would be a message
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what sh says of a program it could not start
 _BY_SIGNAL = 128
@@ -33,8 +33,8 @@ def _run(agent: Agent, argv: Sequence[str], data: bytes, cwd: str, timeout_s: fl
     lines: list[bytes] = []
 
     def on_line(line: bytes) -> str:
-        lines.append(line)
-        return f"it printed more than {MAX_LINES} lines" if len(lines) > MAX_LINES else ""
+        lines.append(line)  # and one more follows: the last is not given here
+        return f"it printed more than {MAX_LINES} lines" if len(lines) >= MAX_LINES else ""
 
     agent.heartbeat.expect(timeout_s, f"command {argv[0]}")
     env = agent_env(agent.home, agent.spec, agent.dir.path, "")
@@ -46,6 +46,7 @@ def _run(agent: Agent, argv: Sequence[str], data: bytes, cwd: str, timeout_s: fl
             cwd=cwd,
             timeout_s=timeout_s,
             max_output_bytes=MAX_OUTPUT_BYTES,
+            most_in_all_bytes=MAX_OUTPUT_BYTES,
             on_line=on_line,
         )
     except toolchild.NotStarted as error:

@@ -84,19 +84,22 @@ def run(
     timeout_s: float,
     max_output_bytes: int,
     on_line: Callable[[bytes], str],
+    most_in_all_bytes: int | None = None,
     starts: int = 1,
 ) -> Ended:
     """Start `argv`, feed it `data`, read it to its end; nothing of it is alive when this returns or raises.
 
+    max_output_bytes   of one line; all lines but the last together may have 16 times that
+    most_in_all_bytes  of all of stdout, newlines and blank lines too; None: no such limit
     starts   how often it is started at most while it is killed from outside: more than once for what may be repeated
     on_line gets every line of stdout but the last and returns "" or why the tool must be ended for it
     Raises NotStarted, and errors.Disk when descriptors, memory or processes are lacking on our side.
     """
     for _ in range(starts - 1):
-        ended = _run_once(argv, data, env, cwd, timeout_s, max_output_bytes, on_line)
+        ended = _run_once(argv, data, env, cwd, timeout_s, max_output_bytes, on_line, most_in_all_bytes)
         if not ended.killed_from_outside:
             return ended
-    return _run_once(argv, data, env, cwd, timeout_s, max_output_bytes, on_line)
+    return _run_once(argv, data, env, cwd, timeout_s, max_output_bytes, on_line, most_in_all_bytes)
 
 
 def _run_once(
@@ -107,13 +110,14 @@ def _run_once(
     timeout_s: float,
     max_output_bytes: int,
     on_line: Callable[[bytes], str],
+    most_in_all_bytes: int | None,
 ) -> Ended:
     before = _children()
     was_subreaper = _become_subreaper()
     try:
         child = _start(argv, env, cwd)
         try:
-            talk = _Talk(child, data, max_output_bytes, on_line)
+            talk = _Talk(child, data, max_output_bytes, on_line, most_in_all_bytes)
             talk.until_end(time.monotonic() + timeout_s)
         finally:
             code = _finish(child, before)
@@ -179,7 +183,12 @@ class _Talk:
     """The conversation with one running tool."""
 
     def __init__(
-        self, child: subprocess.Popen[bytes], data: bytes, max_output_bytes: int, on_line: Callable[[bytes], str]
+        self,
+        child: subprocess.Popen[bytes],
+        data: bytes,
+        max_output_bytes: int,
+        on_line: Callable[[bytes], str],
+        most_in_all_bytes: int | None,
     ) -> None:
         assert child.stdin and child.stdout and child.stderr
         self.child = child
@@ -187,7 +196,8 @@ class _Talk:
         self.max_output_bytes = max_output_bytes
         self.on_line = on_line
         self.partial = bytearray()
-        self.progress_bytes = 0
+        self.most_in_all_bytes = most_in_all_bytes
+        self.progress_bytes = self.in_all_bytes = 0
         self.last_line: bytes | None = None
         self.stderr = bytearray()
         self.timed_out = self.deaf = self.held = False
@@ -259,6 +269,10 @@ class _Talk:
             self.child.stdin.close()
 
     def _take(self, chunk: bytes) -> None:
+        self.in_all_bytes += len(chunk)
+        if self.most_in_all_bytes is not None and self.in_all_bytes > self.most_in_all_bytes:
+            self.fault = f"it printed more than {self.most_in_all_bytes} bytes"
+            return
         self.partial += chunk
         *lines, rest = self.partial.split(b"\n") if b"\n" in chunk else [self.partial]
         self.partial = bytearray(rest)

@@ -12,6 +12,7 @@ from typing import Any
 from loom.spool import fs
 from loom.spool.layout import Home
 from loom.wire import settings as wire
+from loom.wire import yamltext
 from loom.wire.errors import Config
 from loom.wire.jsontext import Malformed, loads_object
 from loom.wire.record import field, record
@@ -134,11 +135,11 @@ def _walk(node: Any, prefix: str, path: Path, found: dict[str, tuple[Any, str]],
                 raise Config(f"{where}: {key} is a mapping, expected one value")
             continue
         try:
-            value = loader.construct_object(value_node, deep=True)
-        except yaml.YAMLError as error:
+            value = yamltext.flat(yamltext.read_part(value_node, loader))
+        except (yamltext.Unreadable, yaml.YAMLError) as error:
             raise Config(f"{where}: {key} cannot be read: {error}") from None
-        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise Config(f"{where}: {key} cannot be read: {type(error).__name__}: {error}") from None
+        except RecursionError:
+            raise Config(f"{where}: {key} cannot be read: nested too deeply") from None
         if value is None and wire.is_group(key):
             continue  # a heading whose lines are all commented out
         if key in found:

@@ -13,7 +13,7 @@ from typing import Any
 
 from loom.spool import fs, locks
 from loom.spool.layout import Home, ScheduleDir
-from loom.wire import ids
+from loom.wire import ids, yamltext
 from loom.wire import schedule as wire
 from loom.wire.errors import Config, NotFound, Usage
 from loom.wire.schedule import Job, Slots
@@ -67,29 +67,16 @@ def read(job: ScheduleDir) -> Job:
 
 def parse(data: bytes, name: str, path: Path) -> Job:
     """The job that these bytes describe. Raises Config with file and line."""
-    import yaml  # here, because only those who have schedules should pay for it
-
     try:
-        text = data.decode("utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        top = yamltext.read(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Config(f"{path} is not UTF-8 at byte {error.start}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise Config(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
-        raise Config(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
+    except yamltext.Unreadable as error:
+        raise Config(f"{path}:{error.line}: {error}") from None
+    if not isinstance(top.value, dict):
         raise Config(f"{path}:1: expected `key: value` lines", hint="see docs/schedules.md")
-    where = {"": str(path)}
-    for key, _ in node.value:
-        word = str(getattr(key, "value", ""))
-        place = f"{path}:{key.start_mark.line + 1}"
-        if word in where:
-            raise Config(f"{place}: {word} is set twice, first in {where[word]}")
-        where[word] = place
-    return wire.job_of(name, values, where)
+    where = {"": str(path)} | {key: f"{path}:{node.line}" for key, node in top.value.items()}
+    return wire.job_of(name, {key: yamltext.flat(node) for key, node in top.value.items()}, where)
 
 
 def text_of(values: Mapping[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from loom.wire import ids
 from loom.wire.errors import Config, LoomError
 from loom.wire.jsontext import Malformed, dumps, loads_object
 from loom.wire.record import field, record
+from loom.wire.yamltext import SHOWN_CHARS, shown
 
 VERSION = 1
 OVERLAPS = ("skip", "queue", "replace", "allow")
@@ -56,8 +57,10 @@ KEYS = (*_TEXTS, *_DURATIONS, "driver", "land")
 def duration_s(text: object) -> int:
     """`30s`, `5m`, `2h`, `1d` as seconds. Raises ValueError."""
     match = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    if match is None or not int(match[1]):
-        raise ValueError(f"{text!r} is no duration; write 30s, 5m, 2h or 1d")
+    if match is None:
+        raise ValueError(f"{shown(text)} is no duration; write 30s, 5m, 2h or 1d")
+    if not int(match[1]):
+        raise ValueError(f"{shown(text)} is too short; the least is 1s")
     return int(match[1]) * _UNITS_S[match[2]]
 
 
@@ -94,18 +97,22 @@ def _value(key: str, value: object) -> object:
         return duration_s(value)
     if key == "land":
         if not isinstance(value, bool):
-            raise ValueError(f"{value!r} is neither true nor false")
+            raise ValueError(f"{shown(value)} is neither true nor false")
         return value
     if key == "driver":
         words = [value] if isinstance(value, str) else value
         if not isinstance(words, list) or not words or not all(isinstance(w, str) and w for w in words):
             raise ValueError("it is a program, or a list of a program and its arguments")
+        if any("\0" in word for word in words):
+            raise ValueError("it holds a NUL")
         return tuple(words)
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text; put it into quotes")
+        raise ValueError(f"{shown(value)} is no text; put it into quotes")
+    if key == "workspace" and "\0" in value:
+        raise ValueError("it holds a NUL")
     choices = {"overlap": OVERLAPS, "catch_up": CATCH_UPS}.get(key)
     if choices and value not in choices:
-        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+        raise ValueError(f"{shown(value)} is not one of {', '.join(choices)}")
     return value
 
 
@@ -117,9 +124,9 @@ def _faults(job: Job) -> list[tuple[str, str]]:
     if bool(job.to) == bool(job.goal):
         found.append(("to", "a job has either `to`, for messages, or `goal`"))
     if job.to and not ids.is_agent(job.to):
-        found.append(("to", f"{job.to!a} is no agent's name"))
+        found.append(("to", f"{job.to[:SHOWN_CHARS]!a} is no agent's name"))
     if job.thread and not ids.is_thread(job.thread):
-        found.append(("thread", f"{job.thread!a} is no thread's name"))
+        found.append(("thread", f"{job.thread[:SHOWN_CHARS]!a} is no thread's name"))
     if job.to and bool(job.body) == bool(job.driver):
         found.append(("body", "a job with `to` has either `body` or `driver`"))
     if job.goal:

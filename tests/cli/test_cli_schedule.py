@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import time
 from typing import Any
 
 import pytest
-from cli_user import Loom, Said
+from cli_user import COMMAND, Loom, Said
 from support import processes_of, wait_until
 
 HOUR = 3600
@@ -80,11 +83,13 @@ def test_add_writes_a_file_that_ls_and_show_explain_and_rm_removes(box: Loom):
 @pytest.mark.parametrize(("options", "status", "said"), [
     (["--cron", "61 * * * *", "--to", "w", "--body", "x"], 2, "minute: '61' is not within 0-59"),
     (["--every", "10", "--to", "w", "--body", "x"], 2, "every: '10' is no duration; write 30s, 5m, 2h or 1d"),
+    (["--every", "0s", "--to", "w", "--body", "x"], 2, "every: '0s' is too short; the least is 1s"),
     (["--every", "1h"], 2, "either `to`, for messages, or `goal`"),
     (["--cron", "* * * * *", "--zone", "Mars", "--to", "w", "--body", "x"], 2, "time zone 'Mars' is not known"),
     (["--every", "1h", "--to", "nobody", "--body", "x"], 66, "there is no agent 'nobody'"),
     (["--every", "1h", "--to", "w", "--driver", "./nothere"], 66, "nothere' is no program that can be run"),
     (["--every", "1h", "--goal", "hi", "--model", "builtin", "-w", "/nonexist"], 66, "/nonexist does not exist"),
+    (["--every", "1h", "--goal", "hi", "--model", "builtin", "-w", "~nobody-x"], 66, "/~nobody-x does not exist"),
     (["--every", "1h", "--goal", "hi", "--model", "openai/gpt-4o"], 78, "OPENAI_API_KEY"),
 ])  # fmt: skip
 def test_wrong_options_leave_nothing_behind(box: Loom, options: list[str], status: int, said: str):
@@ -101,7 +106,15 @@ def test_a_program_as_a_model_is_the_one_that_was_meant_when_the_job_was_added(b
     assert f"exec/{box.place}/x.py|exec/true|builtin" in written
 
 
-@pytest.mark.parametrize("wrong", [{"model": "builtin|exec/./x.py"}, {"model": "script/x"}, {"workspace": "notes"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": "builtin|exec/./x.py"},
+        {"model": "script/x"},
+        {"workspace": "notes"},
+        {"workspace": "~no-such-user/notes"},
+    ],
+)
 def test_a_path_that_is_not_whole_is_refused_where_a_job_was_written_by_hand(box: Loom, wrong: dict[str, str]):
     box.program("x.py", "")
     due(box, "j", HOUR + 60, every="1h", goal="hi", **{"model": "builtin", **wrong})
@@ -228,6 +241,98 @@ def test_what_is_wrong_with_one_job_hinders_no_other(box: Loom):
     assert "there is no agent 'nobody'" in told["gone"] and "'too'" in told["odd"] and not told["good"]
 
 
+def test_a_bug_that_one_job_meets_hinders_no_other_and_what_was_served_is_told(box: Loom):
+    due(box, "a-good", HOUR, every="1h", to="w", body="x")
+    due(box, "m-odd", HOUR, every="1h", to="w", body="x")
+    due(box, "z-good", HOUR, every="1h", to="w", body="x")
+    path = box.home / "schedules" / "m-odd" / "slots.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"last": {"goal": 7}}))
+    listed = {t["name"]: t["trouble"] for t in box("schedule", "ls", "--json").objects[0]["schedules"]}
+    assert not listed["a-good"] and not listed["z-good"] and "it cannot be shown: " in box("schedule", "ls").out
+    assert "it cannot be shown: " in listed["m-odd"]
+    said = box("schedule", "run-due")
+    assert said.status == 70 and [line.split()[0] for line in said.out.splitlines()] == ["a-good", "z-good"]
+    assert len([line for line in said.err.splitlines() if "m-odd could not be served: TypeError" in line]) == 1
+    for name in ("a-good", "z-good"):
+        slept(box, name, HOUR)
+    assert box("schedule", "run-due", "--json").objects[-1]["errors"][0]["type"] == "bug"
+
+
+TAKES_THE_INBOX_AWAY = """
+import json, os, sys
+asked = json.load(sys.stdin).get("asked", 0) + 1
+if asked == 2:
+    inbox = os.environ["LOOM_HOME"] + "/agents/w/inbox"
+    os.rename(inbox, inbox + ".away")
+    open(inbox, "w").close()
+print(json.dumps({"events": [{"body": str(asked)}], "state": {"asked": asked}}))
+"""
+
+
+def test_what_was_served_of_a_job_before_the_machine_refused_is_told(box: Loom):
+    driver = box.program("takes.py", TAKES_THE_INBOX_AWAY)
+    due(box, "j", 2 * HOUR, every="1h", to="w", driver=driver, catch_up="all")
+    said = box("schedule", "run-due")
+    inbox = box.home / "agents" / "w" / "inbox"
+    inbox.unlink()
+    (inbox.parent / "inbox.away").rename(inbox)
+    assert said.status == 74 and said.out.count("j sent ") == len(mail(box)) == 1, said
+    assert "j could not be served: " in said.err, said
+    said = box("schedule", "run-due")
+    assert said.status == 0 and [m["body"] for m in mail(box)] == ["1", "2"], said
+
+
+def test_a_job_that_cannot_be_opened_is_a_row_and_no_end(box: Loom):
+    due(box, "good", HOUR, every="1h", to="w", body="x")
+    place = box.home / "schedules"
+    (place / "aloop.yml").symlink_to("aloop.yml")
+    define(box, "locked", every="1h", to="w", body="x")
+    (place / "locked").write_text("no directory")
+    told = {t["name"]: t["trouble"] for t in box("schedule", "ls", "--json").objects[0]["schedules"]}
+    assert "aloop.yml cannot be read" in told["aloop"] and "no directory" in told["locked"] and not told["good"]
+    assert "locked: it cannot be read: " in box("doctor").out
+    said = box("schedule", "run-due")
+    assert said.status == 78 and said.out.startswith("good sent ") and len(mail(box)) == 1, said
+    assert len(said.err.splitlines()) == 2 + ("w is stopped" in said.err), said
+
+
+def without_privileges() -> list[str]:
+    """Before a command: root may not open every file either."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root opens any file, and there is no setpriv here")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+def test_a_supervisor_says_once_what_is_wrong_with_a_job_serves_the_others_and_looks_again(box: Loom):
+    place = box.home / "schedules"
+    define(box, "tick", every="1s", to="w", body="tick", overlap="allow")
+    define(box, "closed", every="1s", to="w", body="opened", overlap="allow")
+    (place / "aloop.yml").symlink_to("aloop.yml")
+    (place / "closed.yml").chmod(0)
+    command, log = [*without_privileges(), *COMMAND, "supervisor", "run"], box.place / "said"
+    with log.open("wb") as stderr:
+        running = subprocess.Popen(command, env=box.env, stdin=subprocess.DEVNULL, stderr=stderr)
+
+    def said(name: str) -> list[str]:
+        return [line for line in log.read_text().splitlines() if f'"job":"{name}"' in line]
+
+    def bodies() -> set[str]:
+        return {m["body"] for m in mail(box)}
+
+    try:
+        wait_until(lambda: bodies() == {"tick"} and said("closed") and said("aloop"))
+        (place / "closed.yml").chmod(0o600)
+        define(box, "gone", every="1h", to="w", body="x")
+        assert box("schedule", "rm", "gone").status == 0  # rings
+        wait_until(lambda: bodies() == {"tick", "opened"})
+        assert len(said("closed")) == len(said("aloop")) == 1
+    finally:
+        running.terminate()
+        running.wait()
+
+
 def test_run_due_makes_no_home(loom: Loom):
     assert loom("schedule", "run-due").status == 66
     assert not loom.home.exists()
@@ -254,12 +359,18 @@ def test_events_become_messages_and_the_state_comes_back(box: Loom):
 
 BAD = {
     "hang": ("import os, time\nif not os.fork(): time.sleep(600)\ntime.sleep(600)", "did not end within 1 s"),
-    "flood": ("while True: print('x' * 1000)", "was stopped: "),
+    "flood": ("while True: print('x' * 1000)", "was stopped: it printed more than 1048576 bytes"),
+    "blanks": ("while True: print('\\n' * 1000)", "was stopped: it printed more than 1048576 bytes"),
+    "long": ('print(\'{"events":[],"state":"\' + "x" * (1 << 20) + \'"}\')', "printed more than 1048576 bytes"),
+    "spread": (
+        "for n in range(1100): print(' ' * 1000)\nprint('{\"events\":[],\"state\":1}')",
+        "more than 1048576 bytes",
+    ),
     "many": ("print('{\"events\":[' + ','.join(['{\"body\":\"x\"}'] * 101) + '],\"state\":1}')", "101 events"),
-    "rubbish": ("print('all is well')", "printed no report"),
+    "rubbish": ("print('all is\\x1b well' + '.' * 99)", f"(char 0): 'all is\\x1b well{'.' * 68}'"),
     "stateless": ("print('{\"events\":[]}')", "lacks `state`"),
     "shapeless": ('print(\'{"events":[{"text":"x"}],"state":1}\')', "event 1 of the driver"),
-    "nothing": ("", "printed no report"),
+    "nothing": ("", "printed no report: nothing"),
     "fails": ("import sys\nsys.exit('no network')", "exited 1: no network"),
     "dies": ("import os\nos.kill(os.getpid(), 9)", "was killed by signal 9"),
     "late": ('print(\'{"events":[],"state":1}\')\nraise SystemExit(3)', "exited 3"),

@@ -187,6 +187,13 @@ def test_a_wrong_file_is_refused_with_its_line_and_nothing_is_changed(loom: Loom
     assert not (loom.home / "agents" / "a").exists()
 
 
+@pytest.mark.parametrize("wrong", ["system: !!timestamp x", 'system: "half \\ud800"'])
+def test_a_value_that_nothing_could_keep_is_refused_with_its_line(loom: Loom, wrong: str) -> None:
+    write(loom, f"version: 1\nagents:\n  - name: a\n    model: builtin/echo\n    {wrong}\n")
+    assert refused(loom, "up", "-d").startswith("loom: loom.yml:5: ")
+    assert not loom.home.exists()
+
+
 @pytest.mark.parametrize("change, words", [
     (("model: builtin/echo, from", "model: nowhere/x, from"), "loom.yml:5: agent 'b'"),
     (("name: a,", "name: a, tools: [read-flie],"), "loom.yml:4: agent 'a'"),

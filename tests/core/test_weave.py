@@ -22,7 +22,7 @@ from loom.wire.errors import Config
 from loom.wire.settings import Override
 from loom.wire.weave import PARAMETERS, Operator, Route, Weave
 
-ENV = {"HOME": "/home/me", "EMPTY": ""}
+ENV = {"HOME": "/home/me", "EMPTY": "", "BYTES": "\udcff"}
 HEAD = "version: 1\nagents:\n"
 
 
@@ -61,6 +61,12 @@ agents:
      from: [{agent: splitter, pipe: items}]}
   - {name: sink, model: builtin/echo, from: [{agent: worker}, {agent: splitter}]}
 """
+
+
+def test_a_variable_is_what_the_file_says_whatever_yaml_makes_of_it() -> None:
+    words = {"ZIP": "01234", "V": "1.10", "MODE": "0644", "T": "12:30:00", "HEX": "0x1F", "QUOTED": "7"}
+    env = ", ".join(f"{name}: {word!r}" if name == "QUOTED" else f"{name}: {word}" for name, word in words.items())
+    assert read(HEAD + f"  - {{name: a, model: m, env: {{{env}}}}}\n").agents[0].env == words
 
 
 def test_a_whole_file():
@@ -121,6 +127,17 @@ TOP = "version: 1\nagents: []\n"
     ("a: *b\n", 1, "not valid YAML: found undefined alias"),
     ("agents: []\n", 1, "no 'version'"),
     ("version: 2\nagents: []\n", 1, "version is 2, expected 1"),
+    ("version: !!timestamp x\nagents: []\n", 1, "'x' cannot be read as timestamp"),
+    ("version: 1\nagents: !!timestamp x\n", 2, "'x' cannot be read as timestamp"),
+    (f"version: 0x{'f' * 5000}\nagents: []\n", 1, "a number has more than 256 bits"),
+    ('version: 1\nsettings: {model: "a\\ud800"}\nagents: []\n', 2, "'a\\ud800' holds half a surrogate pair"),
+    (HEAD + '  - {name: a, model: "\\udc00"}\n', 3, "'\\udc00' holds half a surrogate pair"),
+    (HEAD + '  - name: a\n    model: m\n    system: "\\ud83d\\ude00"\n', 5, "holds half a surrogate pair"),
+    (HEAD + '  - {name: a, model: m, workspace: "\\ud800"}\n', 3, "holds half a surrogate pair"),
+    (HEAD + '  - {name: a, model: m, env: {A: "\\ud800"}}\n', 3, "holds half a surrogate pair"),
+    (HEAD + '  - {name: a, model: m, env: {"\\ud800": x}}\n', 3, "the key '\\ud800' holds half a surrogate pair"),
+    (HEAD + '  - {name: a, model: m, env: {A: "${BYTES}"}}\n', 3, "env: A is not UTF-8"),
+    (HEAD + '  - {name: a, model: m, memory: {style: "\\ud800"}}\n', 3, "holds half a surrogate pair"),
     ("version: '1'\nagents: []\n", 1, "version is '1'"),
     ("version: 1\n", 1, "no 'agents'"),
     ("version: 1\nagent: []\n", 2, "has no key 'agent'; did you mean 'agents'?"),

@@ -57,7 +57,7 @@ def setup(root: Path) -> None:
 def served_at(hours: int):
     def serve(root: Path) -> None:
         for name in JOBS:
-            firing.serve(Home(root), name, lambda: T0 + hours * HOUR + 5.0)
+            firing.serve(Home(root), name, [], lambda: T0 + hours * HOUR + 5.0)
 
     return serve
 

@@ -256,7 +256,10 @@ def test_a_command_that_dies_changes_nothing(pipe: Instance):
 
 @pytest.mark.parametrize("cmd, words", [
     ("yes", "more than 10000 lines"),
+    ("seq 10001", "more than 10000 lines"),
     ("head -c 2000000 /dev/zero | tr '\\0' x", "stopped"),
+    (f"yes {'x' * 999} | head -n 3000", "more than 1048576 bytes"),
+    ("yes ''", "more than 1048576 bytes"),
     ("no-such-program-anywhere", "not there"),
     ("./not-executable", "not there"),
 ])  # fmt: skip

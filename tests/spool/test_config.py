@@ -55,6 +55,8 @@ def test_aliases_and_anchors_are_allowed(home: Home):
     ("\nmodel: 7\n", ":2: model is 7, expected a str"), ("model: 2024-01-01", ":1: model is datetime"),
     ("model: 2024-99-99", ":1: model cannot be read"), ("model: !!int x", ":1: model cannot be read"),
     ("model: !!int ''", ":1: model cannot be read"), ("model: !!bool x", ":1: model cannot be read"),
+    ('model: "a\\ud800"', ":1: model cannot be read: .* half a surrogate pair"),
+    (f"pools: {{executor: 0x{'f' * 5000}}}", ":1: pools.executor cannot be read: a number has more than 256 bits"),
     ("model: !!timestamp x", ":1: model cannot be read"), ("model: !!python/object:os.system x", ":1: model cannot be"),
     ("pools:\n  executor: many\n", ":2: pools.executor is 'many', expected a int of at least 1"),
     ("pools:\n  executor: 0\n", ":2: pools.executor is 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,17 @@ def test_a_definition_becomes_a_job():
     ("- a", "j.yml:1: expected"),
     ("every: [", "j.yml:1: not valid YAML"),
     (GOOD + "evry: 2h", "j.yml:4: a job has no 'evry'"),
-    (GOOD + "to: b", "j.yml:4: to is set twice, first in j.yml:2"),
+    (GOOD + "to: b", "j.yml:4: 'to' is set twice, first in line 2"),
     ("every: 10\nto: a\nbody: x", "j.yml:1: every: 10 is no duration"),
-    ("every: 0s\nto: a\nbody: x", "no duration"),
+    ("every: 0s\nto: a\nbody: x", "j.yml:1: every: '0s' is too short; the least is 1s"),
+    (GOOD + "model: !!timestamp x", "j.yml:4: 'x' cannot be read as timestamp"),
+    ('every: 1h\nto: a\nbody: "\\ud800"', "j.yml:3: '\\ud800' holds half a surrogate pair"),
+    ('every: 1h\nto: a\ndriver: [d, "\\udfff"]', "j.yml:3: '\\udfff' holds half a surrogate pair"),
+    ('every: 1h\nto: a\n"bo\\ud800dy": x', "j.yml:3: the key 'bo\\ud800dy' holds half a surrogate pair"),
+    (GOOD + "model: 0x" + "f" * 5000, "j.yml:4: a number has more than 256 bits"),
+    (GOOD + "model: &m [*m]", "j.yml:4: an alias makes a value hold itself"),
+    ('every: 1h\nto: a\ndriver: "./a\\0b"', "j.yml:3: driver: it holds a NUL"),
+    ('every: 1h\ngoal: g\nworkspace: "/a\\0b"', "j.yml:3: workspace: it holds a NUL"),
     (GOOD + "cron: '* * * * *'", "j.yml:4: a job has either `cron` or `every`"),
     ("to: a\nbody: x", "either `cron` or `every`"),
     ("every: 1h\nbody: x", "either `to`, for messages, or `goal`"),
@@ -54,6 +63,24 @@ def test_what_is_wrong_is_said_with_file_and_line(text: str, said: str):
     with pytest.raises(Config) as caught:
         parse(text)
     assert said in str(caught.value)
+
+
+TENS = [f"&x{n} [{', '.join([f'*x{n - 1}' if n else 'ha'] * 10)}]" for n in range(7)]
+LAUGHS = f"[{', '.join(TENS)}]"  # 400 bytes that stand for ten million values
+
+
+@pytest.mark.parametrize(
+    "text", [f"zone: {LAUGHS}\n", f"every: {LAUGHS}\n", f"driver: {LAUGHS}\n", f"to: {'A' * 900_000}"]
+)
+def test_a_value_without_bounds_is_refused_in_few_words_and_little_memory(text: str):
+    tracemalloc.start()
+    try:
+        with pytest.raises(Config) as caught:
+            parse(text)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(caught.value.line()) < 400
 
 
 @given(st.binary(max_size=60))
