@@ -89,7 +89,7 @@ class Incarnations:
         except OSError:
             os.close(stderr)
             raise
-        if like is not None:
+        if like is not None and like not in self._proven:
             self._trying[like] = charge.name
         return prepared
 
@@ -125,6 +125,7 @@ class Incarnations:
 
     def _standing_by(self, charge: Charge, prepared: Prepared) -> Prepared:
         fifo = self._home.wake_fifo(charge.name)
+        wait = standby.first(charge.agent, fifo)
         held = standby.prepare(charge.agent, fifo)
         if held is None:
             return prepared
@@ -133,7 +134,7 @@ class Incarnations:
             prepared.program,
             env={**env, service.LOCK_FD: str(standby.LOCK)},
             kept=(held.lock.fd, held.bell),
-            first=standby.first(charge.agent, fifo),
+            first=wait,
         )
         return replace(prepared, program=program, standby=held)
 

@@ -32,6 +32,7 @@ from loom.wire.record import record
 
 LOCK, BELL = spawn.KEPT_FD, spawn.KEPT_FD + 1
 _LEFT_BY = (signal.SIGTERM, signal.SIGINT)
+_ALL = signal.valid_signals()
 _DEFAULT = (signal.SIGHUP, signal.SIGCHLD)  # those that a supervisor handles besides
 
 
@@ -96,21 +97,34 @@ def first(agent: AgentDir, fifo: Path) -> Callable[[], int | None]:
 
 
 def _sleep(name: bytes, nothing: Callable[[], bool]) -> None:
-    """Until something is heard, or there is something to do all the same. Raises Leaving."""
+    """Until something is heard, or there is something to do all the same. Raises Leaving.
+
+    Signals come in here only: before and after they are blocked, and what comes then meets the whole runner.
+    """
     for number in _LEFT_BY:
         _signal.signal(number, _leave)
     for number in _DEFAULT:
         _signal.signal(number, _signal.SIG_DFL)
     _signal.set_wakeup_fd(-1)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     _be_called(name)
-    os.write(spawn.READY_FD, b"\n")
-    os.close(spawn.READY_FD)
     poller = select.poll()
     poller.register(BELL, select.POLLIN)
     poller.register(spawn.ALONE_FD, select.POLLIN)
-    while not poller.poll(LOOK_ANYWAY_S * 1000) and nothing():
-        pass
+    try:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        _say_ready()
+        while not poller.poll(LOOK_ANYWAY_S * 1000) and nothing():
+            pass
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL)
+
+
+def _say_ready() -> None:
+    try:
+        os.write(spawn.READY_FD, b"\n")
+    except OSError:
+        pass  # our supervisor has ended, which is heard next
+    os.close(spawn.READY_FD)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
