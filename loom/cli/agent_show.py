@@ -48,7 +48,10 @@ def _spec(agent: AgentDir) -> dict[str, Any] | str:
 
 def _last_failure(agent: AgentDir) -> dict[str, Any] | None:
     """The newest failed message and what its error.json says, or None."""
-    failed = mailbox.failed(agent)
+    try:
+        failed = mailbox.failed(agent)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     return {"message": failed[-1], **(mailbox.read_error(agent, failed[-1]) or {})} if failed else None
 
 

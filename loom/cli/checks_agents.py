@@ -59,7 +59,11 @@ def _ailment(agent: AgentDir, state: State, hindrance: agent_state.Hindrance) ->
 
 def _failed(agent: AgentDir) -> Check | None:
     """What failed stays until somebody looks at it: the newest says why."""
-    if not (failed := mailbox.failed(agent)):
+    try:
+        failed = mailbox.failed(agent)
+    except OSError:
+        return None  # fsck says what has become of it
+    if not failed:
         return None
     why = " ".join(str((mailbox.read_error(agent, failed[-1]) or {}).get("last_error", "")).split())
     count = f"{len(failed)} message{'s' if len(failed) > 1 else ''}"

@@ -12,7 +12,6 @@ from typing import Any
 from loom.spool import fs
 from loom.spool.layout import Home
 from loom.wire import settings as wire
-from loom.wire import yamltext
 from loom.wire.errors import Config
 from loom.wire.jsontext import Malformed, loads_object
 from loom.wire.record import field, record
@@ -119,6 +118,8 @@ def _parse(path: Path, data: bytes) -> dict[str, tuple[Any, str]]:
 
 def _walk(node: Any, prefix: str, path: Path, found: dict[str, tuple[Any, str]], loader: Any) -> None:
     import yaml
+
+    from loom.wire import yamltext
 
     for key_node, value_node in node.value:
         where = f"{path}:{key_node.start_mark.line + 1}"

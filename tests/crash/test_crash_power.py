@@ -63,6 +63,7 @@ UNRECORDED = {
     "pipestate:__init__": _NOT_YET,
     "pipestate:_put": _NOT_YET,
     "pipestate:rewrite": _NOT_YET,
+    "pipe_rm:_remove": _GIVEN_AGAIN,
     "schedule:add": _GIVEN_AGAIN,
     "schedule:rm": _GIVEN_AGAIN,
     "schedules:lock": "makes a directory that each job has",
