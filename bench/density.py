@@ -199,8 +199,15 @@ def _kib(path: str, key: str) -> float:
 
 
 def _busy_percent(pids: list[int], seconds: float) -> float:
-    """Percent of a core that these processes use together, in nanoseconds of the scheduler."""
-    time.sleep(2.0)
+    """Percent of a core that these processes use together, in nanoseconds of the scheduler, once they have settled.
+
+    What the start leaves to do, a first look at everybody, is over then; later looks come 200 ms an agent apart.
+    """
+    deadline, quiet = time.monotonic() + 120, 0
+    while quiet < 5 and time.monotonic() < deadline:
+        before = sum(_busy_ns(pid) for pid in pids)
+        time.sleep(1.0)
+        quiet = quiet + 1 if sum(_busy_ns(pid) for pid in pids) - before < 2_000_000 else 0
     before = sum(_busy_ns(pid) for pid in pids)
     time.sleep(seconds)
     return (sum(_busy_ns(pid) for pid in pids) - before) / seconds / 1e7

@@ -11,6 +11,8 @@ from subprocess import run as run_process
 from measure import Row, Table, in_turn, process_ms
 from world import LOOM, PEERS, disk_of, environment, far_side, peer_python, scratch
 
+from loom.spool.home import open_home
+
 TOOL = """#!/bin/sh
 case $1 in
 describe) echo '{"name":"note","description":"notes","input_schema":{"type":"object"}}' ;;
@@ -26,8 +28,7 @@ def run(quick: bool) -> Table:
     with scratch(on_disk=True) as place, far_side() as url:
         table.notes.append(f"disk: {disk_of(place)}")
         env = environment(place, OPENAI_API_KEY="sk-bench", OPENAI_BASE_URL=f"{url}/v1")
-        tool = place / ".loom" / "tools" / "note"
-        run_process([str(LOOM), "agent", "ps"], env=env, check=True, capture_output=True)
+        tool = open_home(place / ".loom").tools / "note"
         tool.parent.mkdir(mode=0o700, exist_ok=True)
         tool.write_text(TOOL)
         tool.chmod(0o700)
