@@ -24,7 +24,7 @@ def test_killed_at_any_call_nothing_is_lost_or_done_twice(case: Case):
 
 @pytest.mark.parametrize("case", KERNEL, ids=lambda case: case.name)
 def test_when_a_call_fails_the_workflow_stops_or_goes_on_and_nothing_is_lost(case: Case):
-    report = explore(case, kills=False, errors=ERRORS, at_most=40, seed=SEED)
+    report = explore(case, kills=False, errors=ERRORS, at_most=30, seed=SEED)
     print(report.line())
     assert not report.failures, "\n".join([report.line(), *report.failures[:5]])
     assert report.counts["once"] and report.counts["forever"]
@@ -32,7 +32,7 @@ def test_when_a_call_fails_the_workflow_stops_or_goes_on_and_nothing_is_lost(cas
 
 @pytest.mark.parametrize("case", KERNEL, ids=lambda case: case.name)
 def test_killed_again_while_it_recovers_nothing_is_lost_or_done_twice(case: Case):
-    report = explore(case, double=1, at_most=25, seed=SEED)
+    report = explore(case, double=1, at_most=18, seed=SEED)
     print(report.line())
     assert not report.failures, "\n".join([report.line(), *report.failures[:5]])
     assert report.counts["double"]
