@@ -519,7 +519,9 @@ def test_who_has_nothing_to_do_writes_nothing_and_is_not_looked_at(world: World)
     idle, busy = hanging(world, "idle", respond_s=0.1), hanging(world, "busy")
     world.start(table=SERVED)
     pid = pid_of(idle)
-    wait_until(lambda: idle.started_at.exists() and not any((idle.path / ".tmp").iterdir()))  # what its start writes
+    # What its start writes: the supervisor's `started_at`, and the runner's word that it waits, in either order.
+    wait_until(lambda: idle.started_at.exists() and agents.read_hint(idle.status) == "idle")
+    wait_until(lambda: not any((idle.path / ".tmp").iterdir()))
     before = {path: os.stat(path).st_mtime_ns for path in idle.path.rglob("*") if path.name != "status"}
     stem = world.send(busy, "slow")  # time passes while another one works
     wake.ring_agent(world.home.wake, "busy")
