@@ -6,9 +6,11 @@ lock, the lock is right.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 from loom.spool import agents, crashes, heartbeat, locks
 from loom.spool import home as homes
@@ -95,6 +97,8 @@ def _of(home: Home, agent: AgentDir, hindrance: Hindrance | None) -> State:
     reason, passing = _reason(agent, hindrance or Hindrance(home)) if is_missed else ("", False)
     if not alive and want == "dead":
         reason = _why_dead(agent)
+    elif is_missed and not reason and _rests(agent) == "stopped":
+        reason = f"it has ended; to start it: loom agent restart {agent.name}"
     if passing and said in _ALIVE:
         said = "restarting"  # perhaps nobody could write that down
     if alive and (holder is None or waiting or agents.has_claimed(agent)):
@@ -170,10 +174,38 @@ def working_for(state: State) -> str:
 
 def is_served(agent: AgentDir) -> bool:
     """Whether a message sent now will be worked on without a person doing anything."""
-    return agents.read_want(agent) in ("up", "demand") or agents.is_alive(agent)
+    return agents.is_alive(agent) or (agents.read_want(agent) in ("up", "demand") and not _rests(agent))
 
 
 def why_unserved(agent: AgentDir) -> str:
     """One line about an agent that does not work on its mail now."""
+    if agents.read_want(agent) in ("up", "demand") and (word := _rests(agent)):
+        how = "in error" if word == "error" else "not started again by itself"
+        return f"{agent.name} is {how}, so its mail waits; see: loom agent show {agent.name}"
     how = "dead" if agents.read_want(agent) == "dead" else "stopped"
     return f"{agent.name} is {how}, so its mail waits; start it with: loom agent start {agent.name} --detach"
+
+
+def _rests(agent: AgentDir) -> str:
+    """`stopped` or `error` when the supervisor that runs has said so of an agent that is wanted; else empty.
+
+    It is not started again until a person does something. What an earlier supervisor said, or this one before somebody
+    asked for the agent or changed it, is no word on that.
+    """
+    said = agents.read_hint(agent.status_file)
+    lock = Home(agent.path.parents[1]).supervisor_lock
+    if said not in ("stopped", "error") or not locks.is_held(lock):
+        return ""
+    try:
+        told_ns = os.stat(agent.status_file).st_mtime_ns
+    except OSError:
+        return ""
+    before = (lock, agent.want, agent.spec_file, agent.prompt)
+    return said if all(_changed_ns(path) <= told_ns for path in before) else ""
+
+
+def _changed_ns(path: Path | str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0

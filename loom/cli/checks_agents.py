@@ -50,7 +50,7 @@ def _ailment(agent: AgentDir, state: State, hindrance: agent_state.Hindrance) ->
     if state.status == "error" or (state.status in ("restarting", "crashed") and hindrance.is_supervised()):
         why = _unreadable(agent) or state.reason or "it ends without a word"
         return Check(_WHAT, "problem", f"{name} fails{_and(mail)}: {why}", f"see: loom agent logs {name}")
-    if mail and state.want == "down":
+    if mail and (state.want == "down" or (state.status == "stopped" and hindrance.is_supervised())):
         return Check(_WHAT, "note", f"{name} is stopped{_and(mail)}", f"to serve it: loom agent restart {name}")
     if mail and not hindrance.is_supervised():
         return Check(_WHAT, "problem", f"{name}: no supervisor runs{_and(mail)}", "start one: loom supervisor run")

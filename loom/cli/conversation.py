@@ -22,7 +22,7 @@ def talk(o: Options) -> int:
     """Read, answer, until Ctrl-D. An error ends one turn, not the conversation."""
     engine: Any = import_module(ENGINE)
     home, spec, prompt = settings(o)
-    engine.prepare(home, spec)  # what cannot work is said before anybody types
+    engine.prepare(home, spec, home.filters)  # what cannot work is said before anybody types
     thread = o.thread or "main"
     _edit_lines()
     printing.aside(f"{o.name} ({spec.model}), conversation {thread}: Ctrl-C stops an answer, Ctrl-D ends\n")

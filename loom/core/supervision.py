@@ -273,19 +273,28 @@ def buried(s: Seen) -> Seen:
 
 
 def exited(
-    w: Wanted, s: Seen, exit_: Exit, now_s: float, draw: float, *, finished: bool = False, failed_message: bool = False
+    w: Wanted,
+    s: Seen,
+    exit_: Exit,
+    now_s: float,
+    draw: float,
+    *,
+    finished: bool = False,
+    failed_message: bool = False,
+    anew: bool = False,
 ) -> Seen:
     """The running process ended.
 
     finished        it finished (acknowledged or failed) a message since it was started
     failed_message  it left with 65 and its claimed message has been failed for it
+    anew            it left only because it was started for another agent.json than the present one
     draw            uniform in [0, 1), for the jitter
     """
     rest = replace(s, running=False, ready=False, term_s=None, kill_s=None, asked=w.asked)
     if s.term_s is not None:
         return replace(_anew(rest), start_after_s=now_s, last="stopped")
     kind = kind_of(exit_, failed_message)
-    if restarting(w, s):
+    if anew or restarting(w, s):
         return _anew(rest)
     if kind == "config":
         return replace(

@@ -56,15 +56,17 @@ class Manner:
     timeout_s: float | None = None
 
 
-def prepare(home: Home, spec: AgentSpec) -> tuple[Model, Tools, int | None, Patience]:
+def prepare(home: Home, spec: AgentSpec, place: Path) -> tuple[Model, Tools, int | None, Patience]:
     """A model that can be asked, tools that can be called, the model's window, what a turn bears.
 
+    place   the filter's directory, which its programs are told: by the agent's own they would be taken for what the
+            agent of this name has started, and would end with it
     Raises what keeps them from working.
     """
     surroundings.check_schema(spec)
     directory = home.agent(spec.name)
     cwd = spec.env.get(WORKSPACE_ENV) or os.getcwd()
-    env = agent_env(home, spec, directory.path, cwd)
+    env = agent_env(home, spec, place, cwd)
     # A model is named from where the caller stands; tools work in the workspace.
     context = model_context(home, {**os.environ, **spec.env}, os.getcwd(), env)
     model = open_model(spec.model, context)
@@ -81,7 +83,7 @@ class Filter:
 
     def __init__(self, home: Home, place: AgentDir, spec: AgentSpec, prompt: str, message: Message) -> None:
         self.home, self.place, self.spec, self.prompt, self.message = home, place, spec, prompt, message
-        self.model, self.tools, self.window, self.patience = prepare(home, spec)
+        self.model, self.tools, self.window, self.patience = prepare(home, spec, place.path)
         self.thread: threads.Thread | None = None
         self.stem = place.name
         self.left = True

@@ -31,6 +31,7 @@ from loom.wire import exits
 from loom.wire.record import record
 
 LOCK, BELL = spawn.KEPT_FD, spawn.KEPT_FD + 1
+ANEW = 76  # what it ends with when its agent.json is not the one it was forked for: to be started again, at once
 _LEFT_BY = (signal.SIGTERM, signal.SIGINT)
 _ALL = signal.valid_signals()
 _DEFAULT = (signal.SIGHUP, signal.SIGCHLD)  # those that a supervisor handles besides
@@ -89,9 +90,9 @@ def first(agent: AgentDir, fifo: Path) -> Callable[[], int | None]:
         os.close(BELL)  # as a whole runner it hangs up its own, and looks before it sleeps
         try:
             # Environment and limits are those of the spec that it was forked for.
-            return None if fs.token(agent.spec_file) == token else exits.TRY_LATER
+            return None if fs.token(agent.spec_file) == token else ANEW
         except OSError:
-            return exits.TRY_LATER
+            return ANEW
 
     return wait
 

@@ -20,7 +20,7 @@ from loom.core import liveness
 from loom.core import supervision as core
 from loom.core.liveness import Deadlines, Hang
 from loom.core.supervision import GiveUp, Kill, Limits, Start, Stop
-from loom.daemons import programs
+from loom.daemons import programs, standby
 from loom.daemons.charge import Cause, Charge, Held, Process, exit_text, shared_token
 from loom.daemons.incarnations import Incarnations, Prepared, age_s
 from loom.daemons.meter import Meter
@@ -450,18 +450,30 @@ class Ward:
         exit_ = self._hands.collect(charge, process, self._loop.children())
         self._ending.discard(charge.name)
         charge.process = None
+        try:
+            self._conclude_end(charge, process, exit_)
+        finally:
+            charge.cause = charge.watcher = None  # whatever failed here: the next process has done nothing yet
+
+    def _conclude_end(self, charge: Charge, process: Process, exit_: core.Exit) -> None:
+        """What follows from how a process ended: its message failed, the next start, a record of it."""
         self.dirty.add(charge.name)
         now = time.monotonic()
         before, charge.seen = charge.seen, replace(charge.seen, running=False)  # whatever fails below, it is gone
         charge.forget_mail()
         charge.refresh(self._shared, now)
         wanted = self._wanted(charge)
-        failed = self._fail_message_at_fault(charge, exit_)
+        try:
+            failed = self._fail_message_at_fault(charge, exit_)
+        except OSError as error:  # the next process meets the message again, and ends by it as this one did
+            failed = False
+            self._loop.say("error", "not_failed", agent=charge.name, error=str(error))
+        anew = charge.runner in self._table and exit_.code == standby.ANEW
         finished = charge.finished_mark() != process.mark
         draw = random.random()
         as_if = core.Exit(exits.BAD_INPUT) if failed else exit_
-        charge.seen = core.exited(wanted, before, as_if, now, draw, finished=finished, failed_message=failed)
-        kind = "stopped" if _was_sent_away(wanted, before, exit_) else core.kind_of(as_if, failed)
+        charge.seen = core.exited(wanted, before, as_if, now, draw, finished=finished, failed_message=failed, anew=anew)
+        kind = "stopped" if anew or _was_sent_away(wanted, before, exit_) else core.kind_of(as_if, failed)
         self._loop.say("info", "exited", agent=charge.name, pid=process.pid, exit=exit_text(exit_), kind=kind)
         charge.show_ended(process, exit_)
         if kind in ("crash", "config"):
@@ -472,7 +484,6 @@ class Ward:
                 charge.record_crash(process, exit_, kind, None if due is None else max(0.0, due - now))
             except OSError as error:
                 self._loop.say("error", "no_crash_record", agent=charge.name, error=str(error))
-        charge.cause = charge.watcher = None
 
     def _fail_message_at_fault(self, charge: Charge, exit_: core.Exit) -> bool:
         """Whether what it had claimed was failed for how it ended: it refused it, or exceeded a limit or a deadline."""

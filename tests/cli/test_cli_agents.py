@@ -218,6 +218,32 @@ def test_a_stopped_agent_keeps_its_mail_and_with_wait_nobody_waits(loom: Loom) -
     assert not (loom.home / "run/supervisor.lock").exists(), "nobody was started for it"
 
 
+@pytest.mark.parametrize("how", ["its policy", "its configuration"])
+def test_nobody_waits_for_an_agent_that_is_not_started_again_by_itself(loom: Loom, how: str) -> None:
+    agent = loom.home / "agents" / "x"
+    if how == "its policy":
+        assert loom("agent", "start", "x", "--model", "builtin/echo", "--restart", "on-failure", "--detach").status == 0
+        os.kill(int(show(loom)["pid"]), signal.SIGTERM)  # type: ignore[call-overload]
+        word = "stopped"
+    else:
+        start(loom)
+        settings = (agent / "agent.json").read_text()
+        (agent / "agent.json").write_text(settings.replace("builtin/echo", "nowhere/m"))
+        os.kill(int(show(loom)["pid"]), signal.SIGKILL)  # type: ignore[call-overload]
+        word = "error"
+    wait_until(lambda: (agent / "status").read_text() == f"{word}\n")
+    waited = loom("send", "x", "hello", "--wait", "--timeout", "60")
+    assert (waited.status, waited.out) == (75, "") and "its mail waits" in waited.err and "--name" in waited.err
+    said = loom("send", "x", "hello")
+    assert said.status == 0 and "its mail waits" in said.err
+    (row,) = [one for one in loom("agent", "ps", "--json").objects[0]["agents"] if one["name"] == "x"]
+    assert row["status"] == word and row["waiting"] == 2 and row["reason"]
+    assert "2 messages wait" in loom("doctor").out
+    if how == "its policy":
+        assert loom("agent", "restart", "x").status == 0
+        assert ask(loom, "and now") == "and now\n"
+
+
 def test_mail_for_a_wanted_agent_starts_a_supervisor(loom: Loom) -> None:
     agent = make_stopped(loom)
     (agent / "want").write_text("demand\n")

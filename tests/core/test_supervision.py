@@ -228,6 +228,13 @@ def test_asked_for_while_it_was_leaving_it_starts_at_once() -> None:
     assert decide("a", never, after, 200, LIMITS) == Start("a")
 
 
+@pytest.mark.parametrize("policy", ["always", "on-failure", "never"])
+def test_started_for_another_spec_than_there_is_now_it_starts_at_once(policy: Policy) -> None:
+    wanted = Wanted("up", restart=Restart(policy=policy, base_s=3600, max_s=3600))
+    seen = exited(wanted, Seen(running=True, n=4, crashes=(1.0,)), Exit(76), 100.0, 0.5, anew=True)
+    assert decide("a", wanted, seen, 100.0, LIMITS) == Start("a") and seen.n == 0 and not seen.crashes
+
+
 def test_a_dormant_agent_waits_for_mail_and_then_starts_at_once() -> None:
     after = exited(DEMAND, RUNNING, Exit(0), 200, 0, finished=True)
     assert decide("a", DEMAND, after, 1e9, LIMITS) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import wait_until
-from world import AT_ONCE, World, is_alive, pid_of, status
+from world import AT_ONCE, World, is_alive, pid_of, records, status
 
 from loom.daemons import programs
 from loom.spool import agents, fs, locks, wake
@@ -159,6 +159,15 @@ def test_a_spec_that_was_changed_while_it_slept_is_the_one_it_works_by(world: Wo
     (log,) = agent.logs.glob("*.ndjson")
     replies = [line for line in map(loads_object, log.read_bytes().splitlines()) if line["event"] == "model_reply"]
     assert [reply["model"] for reply in replies] == ["builtin/extract"]
+
+
+@pytest.mark.parametrize("restart", [Restart(policy="never"), Restart(base_s=3600, max_s=3600)])
+def test_a_changed_spec_is_taken_up_at_once_whatever_the_restart_policy(world: World, restart: Restart) -> None:
+    agent = sleeper(world, restart=restart)
+    pid = pid_of(agent)
+    fs.replace(agent.spec, encode(AgentSpec(name="b", model="builtin/echo", restart=restart, env={"NEW": "1"})))
+    answered(agent, ask(world, agent))
+    assert pid_of(agent) != pid and not records(agent)
 
 
 def test_a_configuration_that_nobody_comes_up_with_is_refused_by_each_on_its_own(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from support import wait_until
 from world import TABLE, World, is_alive, pid_of
 
 from loom.core import limits as core
-from loom.spool import agents, mailbox, wake
+from loom.spool import agents, locks, mailbox, wake
 from loom.spool.layout import AgentDir
 from loom.wire.agent import AgentLimits, AgentSpec, Restart
 from loom.wire.message import Message
@@ -96,6 +98,25 @@ def test_who_exceeds_a_limit_is_ended_and_the_message_says_why(world: World, kin
     assert _reply(agent, _ask(world, agent)).body == "done"
     assert _reply(neighbour, _ask(world, neighbour)).body == "done" and pid_of(neighbour) == beside
     assert agents.read_want(agent) == "up"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="chattr +i needs root")
+def test_a_message_that_could_not_be_failed_makes_nobody_exempt_from_the_limit(world: World) -> None:
+    """The disk refuses the failure reply; when it takes it again, the limit holds for this message and the next."""
+    limits, do, words = HOGS["memory"]
+    agent = _agent(world, "hog", limits, do)
+    if subprocess.run(["chattr", "+i", str(agent.outbox)], capture_output=True).returncode:
+        pytest.skip("this file system has no immutable files")
+    try:
+        world.start(table=SERVED)
+        first = pid_of(agent)
+        stem = _ask(world, agent)
+        wait_until(lambda: not is_alive(first))
+        wait_until(lambda: (who := locks.holder(agent.lock)) is not None and who.pid != first)
+    finally:
+        subprocess.run(["chattr", "-i", str(agent.outbox)], check=True)
+    assert _reply(agent, stem).error
+    assert _reply(agent, _ask(world, agent)).body == words
 
 
 def test_one_that_keeps_within_its_limits_is_left_alone(world: World) -> None:
