@@ -37,7 +37,7 @@ FILTER = ("agent", "start", "x", "--model", "builtin/echo", "--stdin")
 # A model that tells what it finds around it.
 TELLS = """#!/bin/sh
 cat >/dev/null
-env -0 | sort -z | grep -zv '^_=' | od -c
+env -0 | sort -z | grep -zv '^_=' | sed -z 's|^\\(LOOM_AGENT_DIR=.*/filters/\\).*|\\1|' | od -c
 pwd; umask; ulimit -a; nice; grep -E 'Sig(Ign|Blk)|Cpus_allowed:' /proc/self/status
 """
 # A model that says that it was asked, and answers when it may.
