@@ -46,8 +46,8 @@ def show(loom: Loom, name: str = "x") -> dict[str, object]:
 def test_a_detached_agent_answers(loom: Loom) -> None:
     start(loom)
     assert ask(loom, "hello") == "hello\n"
-    said = loom("agent", "ps")
-    assert re.search(r"^x +idle +\d+ +builtin/echo +0 +-$", said.out, re.MULTILINE)
+    # Its answer is there before the message is put away and the agent says that it waits.
+    wait_until(lambda: re.search(r"^x +idle +\d+ +builtin/echo +0 +-$", loom("agent", "ps").out, re.MULTILINE))
 
 
 def test_asking_for_what_runs_hides_no_crash(loom: Loom) -> None:
@@ -256,7 +256,8 @@ def test_a_failure_is_a_reply_with_status_1(loom: Loom) -> None:
     assert said.status == 1 and "far too long" in said.err
     (told,) = said.objects
     assert told["error"]["type"] == "context_overflow"
-    assert told["agent"] == "x" and (loom.home / f"agents/x/inbox/.failed/{told['message']}.msg").exists()
+    assert told["agent"] == "x"
+    wait_until((loom.home / f"agents/x/inbox/.failed/{told['message']}.msg").exists)  # the answer comes first
     assert show(loom)["mail"]["failed"] == 1  # type: ignore[index]
 
 
@@ -442,8 +443,8 @@ def test_retry_gives_a_failed_message_another_attempt(loom: Loom) -> None:
 def test_logs_are_lines_for_people_and_ndjson_for_programs(loom: Loom) -> None:
     start(loom)
     ask(loom, "hello")
-    human = loom("agent", "logs", "x").out
-    assert re.search(r"^\d{4}-\d\d-\d\d [\d:.]{12} info    answered .*message=", human, re.MULTILINE)
+    line = re.compile(r"^\d{4}-\d\d-\d\d [\d:.]{12} info    answered .*message=", re.MULTILINE)
+    wait_until(lambda: line.search(loom("agent", "logs", "x").out))  # logged after the answer is there
     events = [r["event"] for r in loom("agent", "logs", "x", "--json").objects]
     assert "claimed" in events and "answered" in events
     assert loom("agent", "logs", "x", "-n", "1", "--json").objects[0]["event"] == events[-1]

@@ -149,7 +149,7 @@ def test_a_server_that_cannot_be_reached_is_69_and_can_be_resumed(loom: Loom) ->
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{unused.getsockname()[1]}"
-        said = loom("agent", "start", "x", "--model", "ollama/m", "--timeout", "0.5", stdin="hello", OLLAMA_HOST=host)
+        said = loom("agent", "start", "x", "--model", "ollama/m", "--timeout", "2.9", stdin="hello", OLLAMA_HOST=host)
     assert (said.status, said.out) == (69, "")
     (stem,) = loom.left()
     assert f"resume with: loom agent start x --resume {stem}" in said.err
@@ -472,6 +472,6 @@ def test_a_history_that_does_not_fit_is_cut_and_told(loom: Loom) -> None:
         "providers: {lab: {dialect: openai, base_url: http://127.0.0.1:9/v1, context: 100}}\n"
     )
     loom("agent", "start", "x", "--model", "builtin/echo", "--thread", "t", stdin="y" * 400)
-    said = loom("agent", "start", "x", "--model", "lab/m", "--thread", "t", "--timeout", "0.3", stdin="go")
+    said = loom("agent", "start", "x", "--model", "lab/m", "--thread", "t", "--timeout", "2.9", stdin="go")
     assert (said.status, said.out) == (69, "")
     assert said.err.splitlines()[0] == ("loom: history: the oldest 2 of 2 messages were left out (window 100 tokens)")

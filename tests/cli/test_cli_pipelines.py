@@ -202,9 +202,9 @@ def test_a_server_that_falls_silent_meets_the_deadline(loom: Loom, far: FarSide,
 
 
 def test_a_server_that_is_not_there_is_unavailable(loom: Loom, dialect: Dialect) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:  # nobody else gets the port, and nobody answers on it
+    with socket.socket() as taken:  # nobody else gets the port, and nobody listens on it
+        taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        taken.close()
         configure(loom, dialect, f"http://127.0.0.1:{port}/v1")
         fails(loom, 69, "refused", "--timeout", "7", tells_more=True)
 

@@ -129,7 +129,9 @@ def test_an_agent_that_is_in_the_file_no_more_is_stopped_and_keeps_its_mail(loom
     wait_until(lambda: answers(loom, "b")[-1:] == ["and me"])
     sleepy = loom.program("sleepy.py", "import time; time.sleep(1000)")
     write(loom, WEAVE.replace("{name: b, model: builtin/echo", f"{{name: b, model: exec/{sleepy}"))
+    before = pid(loom, "b")
     assert up(loom)["b"] == "changed"
+    wait_until(lambda: pid(loom, "b") != before)  # or the one from before would answer
     loom("send", "b", "left behind")
     wait_until(lambda: list(agent(loom, "b").in_progress.glob("*.msg")))
     write(loom, "version: 1\nname: try\nagents: [{name: a, model: builtin/echo}]\n")
@@ -403,7 +405,7 @@ def test_a_pipe_made_by_hand(loom: Loom) -> None:
     assert loom("route", "a", "--to", "b", "--pipe", "p").status == 0
     loom("send", "a", "hello")
     wait_until(lambda: answers(loom, "b") == ["HELLO"])
-    assert '"event":"answered"' in loom("agent", "logs", "p~a→b", "--json").out
+    wait_until(lambda: '"event":"answered"' in loom("agent", "logs", "p~a→b", "--json").out)  # said after it is done
     assert loom("agent", "show", "p~a→b", "--json").objects[0]["model"] == "pipe"
     (row,) = loom("pipes", "--json").objects[0]["instances"]
     assert (row["pipe"], row["from"], row["to"], row["held"], row["routed"]) == ("p", "a", "b", 0, True)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Bench:
         mailbox.deliver(self.agent, stem, bodies.encode(self.home.blobs, message))
         return stem
 
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+    def start(self, *words: str, pass_fds: Sequence[int] = (), **env: str) -> subprocess.Popen[str]:
         """The runner as a child."""
         return subprocess.Popen(
             [sys.executable, str(ROOT / "runners" / "agent"), str(self.agent.path), *words],
@@ -46,6 +46,7 @@ class Bench:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=pass_fds,
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **env},
         )
 

@@ -36,9 +36,10 @@ def stands_by(agent: AgentDir) -> bool:
 
 def sleeper(world: World, name: str = "b", **more: object) -> AgentDir:
     """An agent that stands by, beside one that is configured like it and is a whole runner."""
-    made(world, "a", **more)
-    agent = made(world, name, **more)
+    first = made(world, "a", **more)
     world.start(table=ALL)
+    status(first, "idle")  # it has come up: another one would not wait for that longer than a second
+    agent = made(world, name, **more)
     wait_until(lambda: stands_by(agent))
     return agent
 
@@ -59,7 +60,8 @@ def test_the_first_of_a_configuration_comes_up_whole_and_the_others_stand_by(wor
     world.start(table=ALL)
     assert wait_until(lambda: [stands_by(box) for box in boxes] == [False, True, True, True])
     assert not stands_by(other)
-    assert [agents.read_hint(box.status) for box in boxes] == ["idle"] * 4
+    # The first says that it is ready, whereupon the others are forked, before it writes its own word.
+    wait_until(lambda: [agents.read_hint(box.status) for box in boxes] == ["idle"] * 4)
     assert Path(f"/proc/{pid_of(boxes[1])}/comm").read_text() == "b\n"
 
 

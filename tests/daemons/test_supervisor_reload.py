@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,15 @@ def slow(world: World) -> tuple[subprocess.Popen[bytes], Path]:
     return child, place / "go on"
 
 
+def descriptors(pid: int) -> Counter[str]:
+    """What a process has open, by kind: pipes and the like have other numbers after each reload."""
+    found: Counter[str] = Counter()
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[os.readlink(f"/proc/{pid}/fd/{number}").split(":[")[0]] += 1
+    return found
+
+
 def test_it_says_what_it_did_and_agents_do_not_notice(world: World) -> None:
     quiet, program = world.agent("a", runner="forked-quiet"), world.agent("b", f"{READY}exec sleep 1000")
     child = world.start()
@@ -92,13 +103,13 @@ def test_it_says_what_it_did_and_agents_do_not_notice(world: World) -> None:
     program_pid = agents.read_hint(program.pid)
     done = loom(world, "supervisor", "reload")
     assert (done.returncode, done.stdout) == (0, f"pid {child.pid}: {running.code()} → {running.code()} (the same)\n")
-    fds = len(os.listdir(f"/proc/{child.pid}/fd"))
+    held = descriptors(child.pid)  # and what it has open for a moment: it answers before it has looked at its agents
     assert reloaded(world)["pid"] == child.pid
     assert child.poll() is None
-    wait_until(lambda: len(os.listdir(f"/proc/{child.pid}/fd")) == fds)
+    wait_until(lambda: not descriptors(child.pid) - held)
     assert [pid_of(quiet), pid_of(world.home.agent("router"))] == before
     assert agents.read_hint(program.pid) == program_pid and is_alive(int(program_pid))
-    assert len(os.listdir(f"/proc/{child.pid}/fd")) == fds
+    wait_until(lambda: not descriptors(child.pid) - held)
     # What only the first code could know is known to this one: whose children they are, and how they end.
     os.kill(before[0], signal.SIGUSR1)
     wait_until(lambda: records(quiet))
@@ -121,7 +132,8 @@ def test_a_turn_in_flight_goes_on(world: World, tmp_path: Path) -> None:
     pid = pid_of(agent)
     stem = world.send(agent)
     wake.ring_agent(world.home.wake, "a")
-    status(agent, "running")
+    status(agent, "running")  # which it says before it takes the message
+    wait_until(lambda: mailbox.in_progress(agent))
     reloaded(world)
     assert mailbox.in_progress(agent)
     (tmp_path / "answer").touch()
@@ -169,6 +181,8 @@ def test_what_is_asked_and_sent_in_between_is_heard(world: World) -> None:
         wake.ring_agent(world.home.wake, "dormant") if count > 1 else started(world, "-c", SLOW)
         wait_until(lambda count=count: len(starts(dormant)) == count)
         wait_until(lambda: not agents.has_mail(dormant))
+        # Its end must have been seen: mail for one that still runs is that one's.
+        wait_until(lambda: f" {starts(dormant)[-1]}." in agents.read_hint(dormant.last_exit))
     wait_until(lambda: records(crashed))
     world.supervisors[-1].send_signal(signal.SIGHUP)
     place = world.home.path.parent

@@ -168,7 +168,7 @@ def test_the_supervisor_carries_it_out(world: World) -> None:
     assert world.run(*FILTER) == (0, b"hello\n", b"", True)
     command, pid = world.waiting()
     assert tree.look_at(pid).ppid == world.supervisor.pid  # type: ignore[union-attr]
-    assert state_of(command.pid) == "S"
+    wait_until(lambda: state_of(command.pid) == "S")  # it said the word, and is about to wait
     world.answer("done")
     assert command.communicate(timeout=60)[0] == b"done\n"
     assert command.returncode == 0
@@ -586,10 +586,11 @@ def test_who_says_nothing_is_ended_and_holds_up_nobody(world: World) -> None:
     halves = [connected(world) for _ in range(10)]
     for one in halves:
         one.sendall(request()[:20])
+    for one in (*silent, *halves):
+        assert one.recv(1) == warm.HERE  # all are forked: a command would not wait for that many
     assert world.run(*FILTER)[3] is True
     assert world.supervisor is not None
     for one in (*silent, *halves):
-        assert one.recv(1) == warm.HERE
         assert one.recv(1) == warm.KILLED  # by its alarm
         one.close()
     wait_until(lambda: len(children_of(world.supervisor.pid)) <= 1)  # type: ignore[union-attr]

@@ -209,6 +209,8 @@ def world(tmp_path: Path) -> Iterator[World]:
                 pipe.close()
     if made.home.path.exists():
         ensure.stop_supervisor(made.home)
+    with contextlib.suppress(AssertionError):  # one that has left by itself lets its lock go before it has ended
+        wait_until(lambda: not made.processes(), 3)
     left = made.processes()
     for pid in left:
         with contextlib.suppress(ProcessLookupError):

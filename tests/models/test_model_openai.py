@@ -188,18 +188,14 @@ def test_silence_and_nonsense_end_in_an_error(ask, answer, kind, said):
     assert is_transient(caught.value)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 @pytest.mark.parametrize("alias, hint", [("lab", "base_url"), ("ollama", "ollama serve")])
 def test_nobody_there_names_the_host_and_what_to_do(alias, hint):
-    port = free_port()
-    model = OpenAIModel(Endpoint(alias, "m1", f"http://127.0.0.1:{port}/v1"))
-    with pytest.raises(errors.Unavailable) as caught:
-        collect(model, chat())
+    with socket.socket() as taken:  # nobody else gets the port, and nobody listens on it
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        model = OpenAIModel(Endpoint(alias, "m1", f"http://127.0.0.1:{port}/v1"))
+        with pytest.raises(errors.Unavailable) as caught:
+            collect(model, chat())
     assert f"127.0.0.1:{port}" in caught.value.line()
     assert hint in caught.value.line()
 

@@ -235,7 +235,7 @@ def test_it_is_ended_also_when_the_tools_time_is_over(command, call):
 
 def test_a_timeout_lets_the_tool_clean_up_first(call, tmp_path):
     text = SH + f"trap 'echo cleaned > {tmp_path}/note; exit 1' TERM\nsleep 1000 & wait\n"
-    assert call(text, timeout_s=0.3).status == "error"
+    assert call(text, timeout_s=1.0).status == "error"
     assert (tmp_path / "note").read_text() == "cleaned\n"
 
 

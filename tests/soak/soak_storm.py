@@ -38,7 +38,7 @@ LOOK_EVERY_S = 0.2
 RELOADS = 0.2  # for each kill: the supervisor is asked to reload, and killed in the midst of it at times
 PIPE = "lines~asks→sink"
 ROUTES = {"asks": PIPE, PIPE: "sink"}
-LOOMS_OWN = ("chat", "asks", "uses", "execed", "sink", PIPE)
+LOOMS_OWN = ("chat", "asks", "uses", "execed", PIPE, "sink")  # as mail goes: who is at rest is asked in this order
 SHELL = "shell"
 REPLIES = {"uses": 2, PIPE: 0}  # how often a turn asks the model; the others: once
 # Never dead, and never long away: what is looked for are strays and messages, not patience.
