@@ -149,7 +149,8 @@ class Reloading:
         blocked = reexec.hold_signals()
         try:
             self._loop.heed_signals()  # those that came so far; what comes from now on waits for the new code
-            if not self._again and not self._loop.leaving:
+            # Asked for once more just now: that is tried first (`_trial`), or was refused.
+            if self._trial is None and not self._again and not self._loop.leaving:
                 state = self._loop.hand_over(blocked)
                 self._loop.say("info", "reloading", code=state.code, agents=len(state.agents))
                 env = {**self._env, **self._manager.env()}
@@ -159,7 +160,8 @@ class Reloading:
             return
         finally:
             reexec.let_signals(blocked)
-        self.ask()
+        if self._trial is None:
+            self.ask()
 
     def _refuse(self, status: int, error: str) -> None:
         self.answered += 1

@@ -380,6 +380,27 @@ def test_asked_during_a_trial_it_tries_what_lies_there_then(world: World) -> Non
     assert child.poll() is None
 
 
+def test_asked_when_a_trial_has_just_ended_it_tries_again_before_it_becomes_anything(world: World) -> None:
+    """Both are there when the supervisor looks, the trial's end first."""
+    child, trial = tried(world)
+    place = world.home.path.parent
+    child.send_signal(signal.SIGSTOP)
+    wait_until(lambda: (found := tree.look_at(child.pid)) and found.state == "T")
+    (place / "hold").unlink()
+    wait_until(lambda: not is_alive(trial))
+    (place / "hold").touch()
+    child.send_signal(signal.SIGHUP)
+    child.send_signal(signal.SIGCONT)
+    wait_until(lambda: len((place / "trials").read_text().split()) == 2)
+    agent = world.agent("a", runner="forked-quiet")
+    pid_of(agent)  # it has gone on meanwhile
+    assert not (place / "between").exists() and not running.read(world.home).answered  # type: ignore[union-attr]
+    (place / "hold").unlink()
+    wait_until(lambda: (now := running.read(world.home)) and now.answered)
+    assert (place / "between").exists() and len((place / "trials").read_text().split()) == 2
+    assert child.poll() is None
+
+
 def test_told_to_leave_during_a_trial_it_leaves_with_it(world: World) -> None:
     child, trial = tried(world)
     child.send_signal(signal.SIGTERM)
