@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -331,6 +334,54 @@ def test_a_supervisor_says_once_what_is_wrong_with_a_job_serves_the_others_and_l
     finally:
         running.terminate()
         running.wait()
+
+
+@contextlib.contextmanager
+def supervised(loom: Loom) -> Iterator[tuple[int, Path]]:
+    """A supervisor in the foreground: its pid, and what it says."""
+    log = loom.place / "said"
+    with log.open("wb") as stderr:
+        command = [*COMMAND, "supervisor", "run"]
+        running = subprocess.Popen(command, env=loom.env, stdin=subprocess.DEVNULL, stderr=stderr)
+    try:
+        yield running.pid, log
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def test_a_log_that_cannot_be_opened_keeps_jobs_waiting_and_costs_nothing_until_it_can(box: Loom):
+    log = box.home / "logs" / "supervisor.log"
+    due(box, "tick", 10, every="1s", to="w", body="tick", overlap="allow")
+    log.unlink()
+    log.mkdir()
+    with supervised(box) as (pid, said):
+        wait_until(lambda: "Is a directory" in said.read_text())
+        log.rmdir()
+        wait_until(lambda: mail(box))
+        held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        assert held.count(os.devnull) <= 1, "stdin"
+        assert said.read_text().count("Is a directory") == 1
+
+
+WAITS = """
+import json, os, sys, time
+open("asked", "w").close()
+while not os.path.exists("goes-on"):
+    time.sleep(0.02)
+print(json.dumps({"events": [], "state": 1}))
+"""
+
+
+def test_a_slow_driver_keeps_no_other_job_waiting(box: Loom):
+    place = box.home / "schedules"
+    due(box, "a-slow", 10, every="1s", to="w", driver=box.program("waits.py", WAITS), timeout="1h")
+    due(box, "b-fast", 10, every="1s", to="w", body="tick", overlap="allow")
+    with supervised(box):
+        wait_until((place / "asked").exists)
+        count = len(mail(box))
+        wait_until(lambda: len(mail(box)) >= count + 2)
+        (place / "goes-on").touch()
 
 
 def test_run_due_makes_no_home(loom: Loom):
