@@ -117,8 +117,10 @@ def _first_look(place: ScheduleDir, job: Job) -> None:
     lock = schedules.lock(place)
     if lock is not None:  # else somebody is serving it
         with lock:
-            if schedules.read_slots(place) is None:
-                schedules.write_slots(place, core.first_seen(int(time.time())))
+            known = schedules.read_slots(place)
+            seen = core.seen(job, known, int(time.time()))
+            if seen != known:
+                schedules.write_slots(place, seen)
 
 
 def _tell_supervisor(home: Home) -> None:

@@ -83,6 +83,21 @@ def test_add_writes_a_file_that_ls_and_show_explain_and_rm_removes(box: Loom):
     assert [p.name for p in (box.home / "schedules").iterdir() if p.name != ".tmp"] == []
 
 
+@pytest.mark.parametrize("how", ["with --replace", "with an editor"])
+def test_a_job_that_gets_another_timing_begins_with_its_next_slot(box: Loom, how: str):
+    job = {"to": "w", "body": "x", "overlap": "allow", "catch_up": "all"}
+    due(box, "j", 60, every="30d", **job)
+    begin = int(time.time())
+    if how == "with an editor":
+        define(box, "j", every="1s", **job)
+        again(box, "j")
+    else:
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in job.items()]
+        assert box("schedule", "add", "j", "--every", "1s", *options, "--replace").status == 0
+    served = [m["ts"] // 1000 for m in wait_until(lambda: mail(box))]
+    assert min(served) > begin, "a second before it was a job of each second"
+
+
 @pytest.mark.parametrize(("options", "status", "said"), [
     (["--cron", "61 * * * *", "--to", "w", "--body", "x"], 2, "minute: '61' is not within 0-59"),
     (["--every", "10", "--to", "w", "--body", "x"], 2, "every: '10' is no duration; write 30s, 5m, 2h or 1d"),

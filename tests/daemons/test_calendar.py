@@ -145,7 +145,7 @@ def due(home: Home, *names: str) -> None:
     """Jobs whose slots have come, those of the first for the longest time."""
     for age, name in enumerate(reversed(names), 1):
         define(home, name, "every: 1s\nto: a\nbody: x\n")
-        schedules.write_slots(home.schedule(name), Slots(int(time.time()) - 100 * age))
+        schedules.write_slots(home.schedule(name), Slots(int(time.time()) - 100 * age, timing="every 1s"))
 
 
 def descriptors() -> set[str]:
@@ -204,7 +204,7 @@ def test_each_job_has_a_process_of_its_own_and_of_many_those_begin_that_wait_lon
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     [ended] = [loop.handlers[fd] for fd in loop.handlers if _is_pidfd_of(fd, child.pid)]
-    schedules.write_slots(home.schedule("j3"), Slots(1_900_000_000))
+    schedules.write_slots(home.schedule("j3"), Slots(1_900_000_000, timing="every 1s"))
     ended()
     assert child.pid not in calendar.pids() and calendar.due_s <= time.monotonic()
     calendar.serve()
