@@ -399,6 +399,19 @@ def test_a_slow_driver_keeps_no_other_job_waiting(box: Loom):
         (place / "goes-on").touch()
 
 
+def test_a_job_that_is_removed_while_others_are_served_is_no_fault(box: Loom):
+    driver = box.program("waits.py", WAITS)
+    due(box, "a-slow", 10, every="1s", to="w", driver=driver, timeout="1h")
+    due(box, "b-gone", 10, every="1s", to="w", body="x")
+    running = box.start("schedule", "run-due")
+    wait_until((box.home / "schedules" / "asked").exists)
+    assert box("schedule", "rm", "b-gone").status == 0
+    (box.home / "schedules" / "goes-on").touch()
+    _, said = running.communicate()
+    assert (running.returncode, b"b-gone" in said) == (0, False), said
+    assert box("schedule", "run-due", "b-gone").status == 66, "who names it is told"
+
+
 def test_run_due_makes_no_home(loom: Loom):
     assert loom("schedule", "run-due").status == 66
     assert not loom.home.exists()
