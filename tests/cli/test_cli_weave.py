@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -155,6 +156,32 @@ def test_without_d_it_stays_and_takes_everything_down_with_it(loom: Loom) -> Non
     assert child.returncode == 130
     assert not locks.is_held(agent(loom, "a").lock)
     assert not locks.is_held(agent(loom, "b").lock)
+
+
+def test_what_becomes_of_one_agents_logs_does_not_take_the_weave_down(loom: Loom) -> None:
+    """One is removed, of another a packed log is damaged: what the third and that other log is printed on."""
+    write(loom, WEAVE + "  - {name: c, model: builtin/echo}\n")
+    up(loom)
+    packed = agent(loom, "a").logs / "2020-01-01.ndjson.gz"
+    packed.write_bytes(b"\x1f\x8bjunk")
+    (agent(loom, "a").logs / "2020-01-02.ndjson.gz").write_bytes(gzip.compress(b"{}\n")[:-9])
+    child = loom.start("up")
+    assert child.stdout is not None and child.stderr is not None
+    try:
+        assert b"2020-01-01.ndjson.gz cannot be read" in child.stderr.readline()
+        assert b"2020-01-02.ndjson.gz cannot be read" in child.stderr.readline()
+        assert loom("agent", "rm", "c", "--force").status == 0
+        assert b"the logs of c cannot be read" in child.stderr.readline()
+        loom("send", "a", "hello", "--wait", "--timeout", "30")
+        assert any(line.startswith(b"b  ") and b"answered" in line for line in child.stdout)
+        assert locks.is_held(agent(loom, "a").lock)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    assert (child.returncode, said) == (130, b""), "each is said once"
+    assert not locks.is_held(agent(loom, "a").lock)
 
 
 def test_replicas_share_the_work_and_dormant_agents_wake(loom: Loom) -> None:
