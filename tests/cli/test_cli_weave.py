@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,33 @@ def test_without_d_it_stays_and_takes_everything_down_with_it(loom: Loom) -> Non
     assert child.returncode == 130
     assert not locks.is_held(agent(loom, "a").lock)
     assert not locks.is_held(agent(loom, "b").lock)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 143)])
+def test_ended_while_it_brings_up_it_takes_down_what_is_up(loom: Loom, number: signal.Signals, status: int) -> None:
+    """What it waits for before anything of the weave runs is the start of a supervisor, which is held up here."""
+    write(loom)
+    loom.make_home()
+    with held_up(loom):
+        child = loom.start("up")
+        try:
+            wait_until(lambda: [agents.read_want(agent(loom, name)) for name in "ab"] == ["up", "up"])
+            child.send_signal(number)
+            child.communicate(timeout=60)
+        finally:
+            child.kill()
+            child.wait()
+    assert child.returncode == status
+    assert [agents.read_want(agent(loom, name)) for name in "ab"] == ["down", "down"]
+
+
+@contextlib.contextmanager
+def held_up(loom: Loom) -> Iterator[None]:
+    """No supervisor is started meanwhile: whoever would start one waits for start.lock."""
+    lock = locks.acquire(open_home(loom.home, {"LOOM_ALLOW_FILESYSTEM": "1"}).start_lock)
+    assert lock is not None
+    with lock:
+        yield
 
 
 def test_what_becomes_of_one_agents_logs_does_not_take_the_weave_down(loom: Loom) -> None:
