@@ -29,8 +29,8 @@ from loom.wire.schedule import Job, Slots
 _KEPT = ("PYTHONPATH", "LOOM_ALLOW_FILESYSTEM")
 _COMMAND = ("-P", "-m", "loom", "schedule", "run-due")
 _PATIENCE_S = 30.0  # the longest pause between two processes for a job that makes no progress
-# Processes at once. Hundreds of jobs may be due at midnight, and each process is an interpreter of some 30 MB that
-# wants half a processor's second: the agents are to have theirs meanwhile. Who has waited longest is next.
+# Processes at once. Hundreds of jobs may be due at midnight, and each process is an interpreter: 23 MB and a tenth of a
+# processor's second, of which the agents are to have theirs meanwhile. Who has waited longest is next.
 _AT_ONCE = 16
 
 
