@@ -6,6 +6,7 @@ import gzip
 import os
 import re
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,17 +71,27 @@ class Tail:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._done: dict[str, int] = {}  # bytes printed, by file
+        self._told: set[str] = set()  # files that cannot be read
 
     def new(self) -> Iterator[bytes]:
-        """Whole lines that were not there the last time."""
+        """Whole lines that were not there the last time. A file that cannot be read is told on stderr, once.
+
+        Raises OSError when the directory cannot be listed.
+        """
         names = sorted(name for name in os.listdir(self._directory) if _FILE.fullmatch(name))
         for name in names:
-            if name.endswith(".gz"):
-                if name not in self._done and name.removesuffix(".gz") not in self._done:
-                    self._done[name] = 1
-                    yield from gzip.decompress((self._directory / name).read_bytes()).splitlines()
-            else:
-                yield from self._lines(name)
+            try:
+                yield from self._packed(name) if name.endswith(".gz") else self._lines(name)
+            except (OSError, EOFError, zlib.error) as error:
+                if name not in self._told:
+                    self._told.add(name)
+                    printing.error(f"{self._directory / name} cannot be read: {error}")
+
+    def _packed(self, name: str) -> list[bytes]:
+        if name in self._done or name.removesuffix(".gz") in self._done:
+            return []
+        self._done[name] = 1
+        return gzip.decompress((self._directory / name).read_bytes()).splitlines()
 
     def _lines(self, name: str) -> Iterator[bytes]:
         at = self._done.setdefault(name, 0)

@@ -21,6 +21,7 @@ from loom.proc.spawn import base_environment, mark_of
 from loom.spool import agents, fs, locks, running, wake
 from loom.spool.layout import AgentDir, Home
 from loom.wire.errors import Config, NotFound, TryLater
+from loom.wire.record import replace
 
 READY_S = 15.0
 _POLL_S = 0.02
@@ -159,6 +160,7 @@ def reload_supervisor(home: Home, timeout_s: float) -> tuple[running.Running, ru
     Raises NotFound when there is none, TryLater when it does not say what came of it.
     """
     before = running.read(home)
+    answered = before.answered if before is not None else 0  # what it says first, without one, is that it has started
     handle = signal_supervisor(home, signal.SIGHUP)
     if handle is None:
         raise NotFound(f"no supervisor serves {home.path}", hint="one starts with: loom agent start NAME --detach")
@@ -166,14 +168,13 @@ def reload_supervisor(home: Home, timeout_s: float) -> tuple[running.Running, ru
     poller = select.poll()
     poller.register(handle, select.POLLIN)
     try:
-        while (now := running.read(home)) is None or before is None or now.answered == before.answered:
+        while (now := running.read(home)) is None or now.answered == answered:
             if poller.poll(_POLL_S * 1000):
                 raise TryLater("the supervisor ended while it was asked", hint="the next one runs the installed code")
             if time.monotonic() > deadline:
                 what = "does not say which code it runs" if now is None else f"has not answered within {timeout_s:g} s"
                 raise TryLater(f"the supervisor {what}", hint="or replace it: loom supervisor stop")
-            before = before or now
-        return before, now
+        return before or replace(now, code=now.before), now
     finally:
         os.close(handle)
 

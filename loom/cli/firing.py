@@ -125,7 +125,7 @@ class _Service:
     def run(self, now: Callable[[], float]) -> None:
         known = schedules.read_slots(self.place)
         if known is None:
-            self._keep(core.first_seen(int(now())))
+            self._keep(core.seen(self.job, None, int(now())))
             return
         slots = self._carry_out(known)
         came = core.take_in(self.job, self.offset, slots, int(now()))

@@ -24,7 +24,7 @@ from loom.spool import fs, schedules, wake, zones
 from loom.spool.home import disk_error
 from loom.spool.layout import Home, ScheduleDir
 from loom.wire import exits
-from loom.wire.errors import LoomError, TryLater, Usage
+from loom.wire.errors import LoomError, NotFound, TryLater, Usage
 from loom.wire.record import record
 from loom.wire.schedule import CATCH_UPS, OVERLAPS, Job, Slots, duration_text
 
@@ -117,8 +117,10 @@ def _first_look(place: ScheduleDir, job: Job) -> None:
     lock = schedules.lock(place)
     if lock is not None:  # else somebody is serving it
         with lock:
-            if schedules.read_slots(place) is None:
-                schedules.write_slots(place, core.first_seen(int(time.time())))
+            known = schedules.read_slots(place)
+            seen = core.seen(job, known, int(time.time()))
+            if seen != known:
+                schedules.write_slots(place, seen)
 
 
 def _tell_supervisor(home: Home) -> None:
@@ -251,15 +253,24 @@ def show(name: str, as_json: bool) -> None:
 def rm(names: tuple[str, ...]) -> None:
     """Remove jobs and what is known of their slots. Messages and goals they led to stay."""
     home = existing_home()
-    for place in [schedules.find(home, name) for name in names]:
+    for place in [_removable(home, name) for name in names]:
         lock = schedules.lock(place)
         if lock is None:
             raise TryLater(f"{place.name} is being served just now", hint="try again")
         with lock:
-            fs.remove(place.definition)
-            fs.calls.fsync_dir(str(home.schedules))
+            # Its slots first: a new job of this name must not go on with them. Its lock last: nobody serves it anew.
+            if fs.remove(place.slots):
+                fs.calls.fsync_dir(str(place.path))
+            if fs.remove(place.definition):
+                fs.calls.fsync_dir(str(home.schedules))
             fs.remove_tree(place.path)
     wake.ring(home.wake_fifo("supervisor"))
+
+
+def _removable(home: Home, name: str) -> ScheduleDir:
+    """The job of this name, or what one that was killed while it removed it has left. Raises as schedules.find."""
+    place = home.schedule(schedules.check_name(name))
+    return place if place.path.is_dir() else schedules.find(home, name)
 
 
 # -- run-due ---------------------------------------------------------------------------------------------------------
@@ -281,6 +292,9 @@ def run_due(names: tuple[str, ...], as_json: bool) -> int:
         try:
             if not serve(home, name, told):
                 printing.detail(f"{name} is being served by another process")
+        except NotFound as error:
+            if names:
+                faults.append(_fault_of(name, error, home))  # else it was removed since we looked
         except Exception as error:  # the others are served all the same
             faults.append(_fault_of(name, error, home))
     _rouse(home, told)

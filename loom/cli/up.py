@@ -53,23 +53,40 @@ def up(file: str | None, detached: bool, print_schema: bool, as_json: bool) -> i
     weave = weaving.read_file(path)
     weaving.choose_home(weave, path)
     home = open_home()
-    with weaving.held(home):
-        done = bring_up(home, weave, path)
-    _tell(home, weave, done, as_json)
     if detached:
-        return exits.DONE
+        with weaving.held(home):
+            done = bring_up(home, weave, path)
+        _tell(home, weave, done, as_json)
+    else:
+        _stay(home, weave, path, as_json)
+    return exits.DONE
+
+
+def _stay(home: Home, weave: Weave, path: Path, as_json: bool) -> None:
+    """Bring it up and print what its agents log; whatever ends us takes them down, also while they are brought up.
+
+    A weave that is refused is left as it was.
+    """
     from loom.cli import weave_logs
 
-    names = [agent.name for agent in weave.agents]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))  # a terminal that is closed takes them down too
+    is_ours = False
     try:
-        weave_logs.follow(home, names, as_json)
+        with weaving.held(home):
+            is_ours = True
+            try:
+                done = bring_up(home, weave, path)
+            except Exception:
+                is_ours = False
+                raise
+        _tell(home, weave, done, as_json)
+        weave_logs.follow(home, [agent.name for agent in weave.agents], as_json)
     finally:
-        with weaving.held(home, wait=True):
-            take_all_down(home, _stands(home, weave), WAIT_S)
-            _tell_taken(weaving.take_back_overrides(home, weave.name))
-    return exits.DONE
+        if is_ours:
+            with weaving.held(home, wait=True):
+                take_all_down(home, _stands(home, weave), WAIT_S)
+                _tell_taken(weaving.take_back_overrides(home, weave.name))
 
 
 def bring_up(home: Home, weave: Weave, path: Path) -> list[Change]:

@@ -75,13 +75,21 @@ def newest(job: Job, offset: Offset, after: int, now: int) -> tuple[int, ...]:
         span *= 2
 
 
-def first_seen(now: int) -> Slots:
-    """Of a job that nothing is known of: it begins now, and what came before is not caught up with."""
-    return Slots(after=now)
+def seen(job: Job, slots: Slots | None, now: int) -> Slots:
+    """What is known of a job that is looked at now: one that is new, or has another timing, begins now.
+
+    What came before is not caught up with. What an older loom has written belongs to no timing, and is taken as it is.
+    """
+    if slots is None:
+        return Slots(after=now, timing=job.timing)
+    if slots.timing == job.timing:
+        return slots
+    return replace(slots, after=now if slots.timing else slots.after, timing=job.timing)
 
 
 def take_in(job: Job, offset: Offset, slots: Slots, now: int) -> Came:
     """Deal with every slot up to `now`, each once: it waits to be started, or is missed."""
+    slots = seen(job, slots, now)
     set_back = now < slots.after - SET_BACK_S
     after = now if set_back else slots.after
     due = [slot for slot in newest(job, offset, after, now) if slot not in slots.handled]
@@ -121,7 +129,7 @@ def choose(job: Job, slots: Slots, under_way: bool) -> Choice:
 
 def due_at(job: Job, offset: Offset, slots: Slots | None, now: float) -> float:
     """When somebody should look at this job again, in Unix seconds; not after `now` when it is due."""
-    if slots is None or slots.intent is not None or now < slots.after - SET_BACK_S:
+    if slots is None or slots.timing != job.timing or slots.intent is not None or now < slots.after - SET_BACK_S:
         return now
     due = float(next(slots_after(job, offset, slots.after)))
     return min(due, now + AGAIN_S) if slots.held else due

@@ -11,7 +11,7 @@ them.
     pidfds                a runner ended                              sweep its tree, read its exit, plan again
     ready pipes           a runner is ready                           its deadline is off
     run/filters.sock      a command has a filter to be carried out    fork; reap it when it has ended
-    the calendar          a job is due                                start `loom schedule run-due`
+    the calendar          a job is due                                start `loom schedule run-due JOB`
 
 All of these may be lost, so it looks everywhere each thirty seconds as well.
 """
@@ -231,8 +231,8 @@ class Supervisor:
             self._epoll.unregister(fd)
 
     def children(self) -> list[int]:
-        """The pids of those whose end is somebody's: runners, trials of other code, filters. The rest came to us."""
-        return [*self._ward.pids(), *self._reloading.pids(), *self._filters.pids()]
+        """The pids of those whose end is somebody's: runners, trials, filters, who serves jobs. The rest came to us."""
+        return [*self._ward.pids(), *self._reloading.pids(), *self._filters.pids(), *self._calendar.pids()]
 
     def _turn(self, timeout_s: float) -> None:
         self._hear(timeout_s)

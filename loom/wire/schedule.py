@@ -48,6 +48,11 @@ class Job:
     catch_up: str = "last"
     grace_s: int = 300
 
+    @property
+    def timing(self) -> str:
+        """When it is due, as one text: another text, other slots."""
+        return f"{self.cron} {self.zone}" if self.cron else f"every {duration_text(self.every_s)}"
+
 
 _TEXTS = ("cron", "zone", "to", "body", "thread", "goal", "workspace", "model", "overlap", "catch_up")
 _DURATIONS = {"every": "every_s", "timeout": "timeout_s", "grace": "grace_s"}
@@ -175,6 +180,7 @@ class Slots:
     last     what happened last: {slot, agent, message} or {slot, goal}
     state    what a driver said last; {} before it said anything
     trouble  why the last slot came to nothing: {slot, error}; empty when it did not
+    timing   the job's when these were its slots; "" from a loom that did not say so
     """
 
     after: int
@@ -184,6 +190,7 @@ class Slots:
     last: Mapping[str, Any] = field(default_factory=dict)
     state: Any = field(default_factory=dict)
     trouble: Mapping[str, Any] = field(default_factory=dict)
+    timing: str = ""
 
 
 def encode(slots: Slots) -> bytes:
@@ -194,6 +201,8 @@ def encode(slots: Slots) -> bytes:
         posts = [{"name": p.name, "to": p.to, "body": p.body, "thread": p.thread} for p in intent.posts]
         told["intent"] = {"slot": intent.slot, "posts": posts, "goal": intent.goal}
     told |= {"last": dict(slots.last), "state": slots.state, "trouble": dict(slots.trouble)}
+    if slots.timing:
+        told["timing"] = slots.timing
     return dumps(told) + b"\n"
 
 
@@ -215,6 +224,7 @@ def decode(data: bytes, where: str) -> Slots:
             last=dict(raw["last"]),
             state=raw["state"],
             trouble=dict(raw["trouble"]),
+            timing=str(raw.get("timing", "")),
         )
     except (Malformed, KeyError, TypeError, ValueError, LoomError) as error:
         hint = "without the file the job begins anew, with its next slot"

@@ -58,12 +58,27 @@ def test_systemd_accepts_them(kind: str, tmp_path: Path):
     "path", [p for p in UNITS if p.suffix == ".service"], ids=lambda p: f"{p.parent.name}/{p.name}"
 )
 def test_what_they_start_is_a_command_of_loom(path: Path):
-    unit = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=",))
-    unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(path)
+    unit = _read(path)
     place, *words = shlex.split(unit["Service"]["ExecStart"])
     assert place in PLACES
     _is_command(words)
+
+
+@pytest.mark.parametrize("kind", ["user", "system"])
+def test_a_supervisor_that_finds_another_one_is_tried_until_that_has_gone(kind: str):
+    """Which takes half a minute at least, and no start limit of systemd's may come before: docs/service.md says so."""
+    unit = _read(CONTRIB / "systemd" / kind / "loom.service")
+    assert unit["Service"]["Restart"] == "on-failure"
+    assert "75" not in unit["Service"]["RestartPreventExitStatus"].split()
+    interval_s, burst = float(unit["Unit"]["StartLimitIntervalSec"]), int(unit["Unit"].get("StartLimitBurst", "5"))
+    assert interval_s == 0 or float(unit["Service"]["RestartSec"]) * burst > interval_s
+
+
+def _read(path: Path) -> configparser.ConfigParser:
+    unit = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=",))
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(path)
+    return unit
 
 
 @pytest.mark.parametrize("path", PLISTS, ids=lambda p: p.name)

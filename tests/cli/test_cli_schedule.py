@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +89,21 @@ def test_add_writes_a_file_that_ls_and_show_explain_and_rm_removes(box: Loom):
     )
     assert box("schedule", "rm", "morning").status == 0
     assert [p.name for p in (box.home / "schedules").iterdir() if p.name != ".tmp"] == []
+
+
+@pytest.mark.parametrize("how", ["with --replace", "with an editor"])
+def test_a_job_that_gets_another_timing_begins_with_its_next_slot(box: Loom, how: str):
+    job = {"to": "w", "body": "x", "overlap": "allow", "catch_up": "all"}
+    due(box, "j", 60, every="30d", **job)
+    begin = int(time.time())
+    if how == "with an editor":
+        define(box, "j", every="1s", **job)
+        again(box, "j")
+    else:
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in job.items()]
+        assert box("schedule", "add", "j", "--every", "1s", *options, "--replace").status == 0
+    served = [m["ts"] // 1000 for m in wait_until(lambda: mail(box))]
+    assert min(served) > begin, "a second before it was a job of each second"
 
 
 @pytest.mark.parametrize(("options", "status", "said"), [
@@ -340,6 +358,67 @@ def test_a_supervisor_says_once_what_is_wrong_with_a_job_serves_the_others_and_l
     finally:
         running.terminate()
         running.wait()
+
+
+@contextlib.contextmanager
+def supervised(loom: Loom) -> Iterator[tuple[int, Path]]:
+    """A supervisor in the foreground: its pid, and what it says."""
+    log = loom.place / "said"
+    with log.open("wb") as stderr:
+        command = [*COMMAND, "supervisor", "run"]
+        running = subprocess.Popen(command, env=loom.env, stdin=subprocess.DEVNULL, stderr=stderr)
+    try:
+        yield running.pid, log
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def test_a_log_that_cannot_be_opened_keeps_jobs_waiting_and_costs_nothing_until_it_can(box: Loom):
+    log = box.home / "logs" / "supervisor.log"
+    due(box, "tick", 10, every="1s", to="w", body="tick", overlap="allow")
+    log.unlink()
+    log.mkdir()
+    with supervised(box) as (pid, said):
+        wait_until(lambda: "Is a directory" in said.read_text())
+        log.rmdir()
+        wait_until(lambda: mail(box))
+        held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        assert held.count(os.devnull) <= 1, "stdin"
+        assert said.read_text().count("Is a directory") == 1
+
+
+WAITS = """
+import json, os, sys, time
+open("asked", "w").close()
+while not os.path.exists("goes-on"):
+    time.sleep(0.02)
+print(json.dumps({"events": [], "state": 1}))
+"""
+
+
+def test_a_slow_driver_keeps_no_other_job_waiting(box: Loom):
+    place = box.home / "schedules"
+    due(box, "a-slow", 10, every="1s", to="w", driver=box.program("waits.py", WAITS), timeout="1h")
+    due(box, "b-fast", 10, every="1s", to="w", body="tick", overlap="allow")
+    with supervised(box):
+        wait_until((place / "asked").exists)
+        count = len(mail(box))
+        wait_until(lambda: len(mail(box)) >= count + 2)
+        (place / "goes-on").touch()
+
+
+def test_a_job_that_is_removed_while_others_are_served_is_no_fault(box: Loom):
+    driver = box.program("waits.py", WAITS)
+    due(box, "a-slow", 10, every="1s", to="w", driver=driver, timeout="1h")
+    due(box, "b-gone", 10, every="1s", to="w", body="x")
+    running = box.start("schedule", "run-due")
+    wait_until((box.home / "schedules" / "asked").exists)
+    assert box("schedule", "rm", "b-gone").status == 0
+    (box.home / "schedules" / "goes-on").touch()
+    _, said = running.communicate()
+    assert (running.returncode, b"b-gone" in said) == (0, False), said
+    assert box("schedule", "run-due", "b-gone").status == 66, "who names it is told"
 
 
 def test_run_due_makes_no_home(loom: Loom):

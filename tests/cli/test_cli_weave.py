@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +160,59 @@ def test_without_d_it_stays_and_takes_everything_down_with_it(loom: Loom) -> Non
     assert child.returncode == 130
     assert not locks.is_held(agent(loom, "a").lock)
     assert not locks.is_held(agent(loom, "b").lock)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 143)])
+def test_ended_while_it_brings_up_it_takes_down_what_is_up(loom: Loom, number: signal.Signals, status: int) -> None:
+    """What it waits for before anything of the weave runs is the start of a supervisor, which is held up here."""
+    write(loom)
+    loom.make_home()
+    with held_up(loom):
+        child = loom.start("up")
+        try:
+            wait_until(lambda: [agents.read_want(agent(loom, name)) for name in "ab"] == ["up", "up"])
+            child.send_signal(number)
+            child.communicate(timeout=60)
+        finally:
+            child.kill()
+            child.wait()
+    assert child.returncode == status
+    assert [agents.read_want(agent(loom, name)) for name in "ab"] == ["down", "down"]
+
+
+@contextlib.contextmanager
+def held_up(loom: Loom) -> Iterator[None]:
+    """No supervisor is started meanwhile: whoever would start one waits for start.lock."""
+    lock = locks.acquire(open_home(loom.home, {"LOOM_ALLOW_FILESYSTEM": "1"}).start_lock)
+    assert lock is not None
+    with lock:
+        yield
+
+
+def test_what_becomes_of_one_agents_logs_does_not_take_the_weave_down(loom: Loom) -> None:
+    """One is removed, of another a packed log is damaged: what the third and that other log is printed on."""
+    write(loom, WEAVE + "  - {name: c, model: builtin/echo}\n")
+    up(loom)
+    packed = agent(loom, "a").logs / "2020-01-01.ndjson.gz"
+    packed.write_bytes(b"\x1f\x8bjunk")
+    (agent(loom, "a").logs / "2020-01-02.ndjson.gz").write_bytes(gzip.compress(b"{}\n")[:-9])
+    child = loom.start("up")
+    assert child.stdout is not None and child.stderr is not None
+    try:
+        assert b"2020-01-01.ndjson.gz cannot be read" in child.stderr.readline()
+        assert b"2020-01-02.ndjson.gz cannot be read" in child.stderr.readline()
+        assert loom("agent", "rm", "c", "--force").status == 0
+        assert b"the logs of c cannot be read" in child.stderr.readline()
+        loom("send", "a", "hello", "--wait", "--timeout", "30")
+        assert any(line.startswith(b"b  ") and b"answered" in line for line in child.stdout)
+        assert locks.is_held(agent(loom, "a").lock)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    assert (child.returncode, said) == (130, b""), "each is said once"
+    assert not locks.is_held(agent(loom, "a").lock)
 
 
 def test_replicas_share_the_work_and_dormant_agents_wake(loom: Loom) -> None:

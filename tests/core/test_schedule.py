@@ -43,9 +43,34 @@ def test_slots_that_come_late(catch_up: str, late_s: int, held: tuple[int, ...],
 
 
 def test_a_job_begins_with_the_next_slot_after_it_was_first_seen():
-    slots = schedule.first_seen(T0 + 10)
+    slots = schedule.seen(job(), None, T0 + 10)
     assert not schedule.take_in(job(), utc, slots, T0 + HOUR - 1).slots.held
     assert schedule.take_in(job(), utc, slots, T0 + HOUR).slots.held == hours(1)
+
+
+@pytest.mark.parametrize("changed", [{"every_s": 1}, {"every_s": 0, "cron": "0 14 * * *"}])
+def test_a_job_with_another_timing_begins_anew_and_keeps_what_waits(changed: dict[str, object]):
+    before = Slots(T0, held=hours(-1), state=7, timing="every 1h")
+    other = job(catch_up="all", **changed)
+    now = T0 + 14 * HOUR + 1800
+    assert schedule.due_at(other, utc, before, now) == now, "somebody has to see it"
+    came = schedule.take_in(other, utc, before, now)
+    assert came.slots == replace(before, after=now, timing=other.timing) and not came.missed
+    first = next(schedule.slots_after(other, utc, now))
+    assert schedule.due_at(other, utc, replace(came.slots, held=()), now) == first
+    assert schedule.take_in(other, utc, came.slots, first).slots.held == (*before.held, first)
+
+
+def test_another_zone_is_another_timing_but_of_an_interval_it_is_not():
+    daily = job(every_s=0, cron="0 7 * * *")
+    assert daily.timing != replace(daily, zone="Asia/Kathmandu").timing
+    assert job().timing == job(zone="Asia/Kathmandu").timing == "every 1h"
+
+
+def test_what_an_older_loom_wrote_is_taken_as_it_is_and_marked():
+    assert schedule.due_at(job(), utc, Slots(T0), T0) == T0
+    came = schedule.take_in(job(), utc, Slots(T0), T0 + HOUR)
+    assert came.slots.held == hours(1) and came.slots.timing == "every 1h"
 
 
 def test_after_years_only_the_newest_slots_are_looked_at():
@@ -96,8 +121,9 @@ def test_a_clock_that_begins_in_1970_repeats_nothing_when_it_is_right_again():
     (None, 0),
     (Slots(T0, intent=Intent(T0)), 0),
     (Slots(T0 + 2 * DAY), 0),  # the clock was set back
-    (Slots(T0), HOUR),
-    (Slots(T0, held=(T0,)), schedule.AGAIN_S),
+    (Slots(T0), 0),  # nobody knows which timing these are of
+    (Slots(T0, timing="every 1h"), HOUR),
+    (Slots(T0, held=(T0,), timing="every 1h"), schedule.AGAIN_S),
 ])  # fmt: skip
 def test_when_somebody_should_look_again(slots: Slots | None, due: float):
     assert schedule.due_at(job(), utc, slots, T0) == T0 + due

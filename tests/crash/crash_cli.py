@@ -23,11 +23,12 @@ from harness import Case, undisturbed
 from loom.cli import agent_stop, detach, ensure, following, up, weaving
 from loom.core.goal import reduce as reducing
 from loom.core.routing import end_of
-from loom.spool import agents, bodies, fs, goals, mailbox
+from loom.spool import agents, bodies, fs, goals, mailbox, schedules
 from loom.spool.home import open_home
 from loom.spool.layout import Home
 from loom.wire import exits, ids, message
 from loom.wire.agent import AgentSpec
+from loom.wire.schedule import Slots
 
 AGENT = "worker"
 
@@ -269,6 +270,40 @@ def _rm_case() -> Case:
     return Case("loom agent rm", _mail_setup, run, again, _removed, _all_or_nothing, process="agent rm")
 
 
+# -- schedules -------------------------------------------------------------------------------------------------
+
+
+def _schedule_setup(root: Path) -> None:
+    _agent_setup(root)
+    home = Home(root / "home")
+    place = home.schedule("tick")
+    fs.ensure_dir(place.logs)
+    place.definition.write_text(f"every: 1h\nto: {AGENT}\nbody: x\n")
+    (place.logs / "2026-01-01.ndjson").write_text("{}\n")
+    schedules.write_slots(place, Slots(1_800_000_000))
+
+
+def _no_slots_without_their_job(root: Path) -> None:
+    """A new job of that name would go on with them."""
+    tidy(root / "home")
+    place = Home(root / "home").schedule("tick")
+    assert place.definition.exists() or not place.slots.exists(), "slots without their job"
+
+
+def _unscheduled(root: Path) -> None:
+    home = Home(root / "home")
+    assert {path.name for path in home.schedules.iterdir()} <= {fs.TMP}
+
+
+def _schedule_rm_case() -> Case:
+    run, again = _commands(("schedule", "rm", "tick"), again=(exits.NOT_FOUND,))
+    oracle = _no_slots_without_their_job
+    return Case("loom schedule rm", _schedule_setup, run, again, _unscheduled, oracle, process="schedule")
+
+
+SCHEDULE_RM = _schedule_rm_case()
+
+
 # -- goals -----------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +409,7 @@ CLI = (
     _stop_case(),
     _retry_case(),
     _rm_case(),
+    SCHEDULE_RM,
     Case("loom run", _run_setup, _run, _run, _goal_made, _goals_whole, process="run"),
     _control_case(),
     _land_case(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from crash_cli import SCHEDULE_RM
 from crash_schedule import SCHEDULE
 from harness import ERRORS, Point, explore
 
@@ -28,6 +29,13 @@ def test_when_a_call_fails_everything_is_whole():
     print(report.line())
     assert not report.failures, "\n".join([report.line(), *report.failures[:5]])
     assert report.counts["once"] and report.counts["forever"]
+
+
+def test_a_job_whose_removal_is_killed_leaves_no_slots_and_can_be_removed():
+    report = explore(SCHEDULE_RM, seed=SEED)
+    print(report.line())
+    assert not report.failures, "\n".join([report.line(), *report.failures[:5]])
+    assert report.counts["before"] and report.counts["after"]
 
 
 def _without_intents(place: ScheduleDir, slots: Slots) -> None:

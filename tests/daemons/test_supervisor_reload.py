@@ -118,6 +118,16 @@ def test_it_says_what_it_did_and_agents_do_not_notice(world: World) -> None:
     assert not world.home.supervisor_record.exists()
 
 
+def test_without_its_record_it_is_reloaded_all_the_same(world: World) -> None:
+    child = world.start()
+    reloaded(world)
+    for _ in range(2):
+        world.home.supervisor_record.unlink()
+        done = loom(world, "supervisor", "reload", "--timeout", "30")
+        told = f"pid {child.pid}: {running.code()} → {running.code()} (the same)\n"
+        assert (done.returncode, done.stdout) == (0, told), done.stderr
+
+
 def test_without_a_supervisor_there_is_nothing_to_reload(world: World) -> None:
     done = loom(world, "supervisor", "reload")
     assert done.returncode == 66 and done.stderr.count("\n") == 1

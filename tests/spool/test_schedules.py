@@ -95,7 +95,8 @@ def test_what_is_known_of_slots_survives_and_damage_is_named(tmp_path: Path):
     place = Home(tmp_path).schedule("j")
     assert schedules.read_slots(place) is None
     name = ids.slot_stem("j", 60, 1)
-    known = Slots(60, (60,), (120,), Intent(60, (Post(name, "a", "b"),)), {"slot": 60}, {"seen": [1]}, {"error": "e"})
+    intent = Intent(60, (Post(name, "a", "b"),))
+    known = Slots(60, (60,), (120,), intent, {"slot": 60}, {"seen": [1]}, {"error": "e"}, "every 1m")
     schedules.lock(place).release()  # type: ignore[union-attr]
     schedules.write_slots(place, known)
     assert schedules.read_slots(place) == known
