@@ -7,7 +7,7 @@ same words. A call in a text is never run.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 MAX_REPEATS = 50
 _TAIL = 20_000  # characters at the end of an answer that are looked at
@@ -29,8 +29,9 @@ def written_call(text: str, tools: Collection[str]) -> str:
     if not tools or not text:
         return ""
     found = _FUNCTION.match(text, text.rfind("<function="))
-    if found is not None and not _behind(text, "</function>").removesuffix("</tool_call>").strip():
-        return _granted(found[1], tools)
+    ends = not _behind(text, "</function>").removesuffix("</tool_call>").strip()
+    if found is not None and ends and (tool := _granted(found[1], tools)):
+        return tool
     body = _last_block(text)
     if len(body) > _MAX_CALL or _GIVEN.search(body) is None:
         return ""
@@ -39,18 +40,20 @@ def written_call(text: str, tools: Collection[str]) -> str:
 
 def _last_block(text: str) -> str:
     """The JSON object an answer ends with, by its marks; '' when it ends otherwise."""
-    body = ""
+    bodies = (body.strip() for body in _blocks(text))
+    return next((body for body in bodies if body.startswith("{")), "")
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """What may be such an object; the prose before it may hold marks of its own."""
     begin = text.rfind("<tool_call>")
     if begin >= 0 and not _behind(text, "</tool_call>"):
-        body = text[begin + len("<tool_call>") :].removesuffix("</tool_call>")
-    elif text.endswith("```") and (begin := text.rfind("```", 0, -3)) >= 0:
+        yield text[begin + len("<tool_call>") :].removesuffix("</tool_call>")
+    if text.endswith("```") and (begin := text.rfind("```", 0, -3)) >= 0:
         inside = text[begin + 3 : -3]
         language = _LANGUAGE.match(inside)
-        body = inside[language.end() :] if language is not None else inside
-    else:
-        body = text
-    body = body.strip()
-    return body if body.startswith("{") else ""
+        yield inside[language.end() :] if language is not None else inside
+    yield text
 
 
 def _behind(text: str, mark: str) -> str:

@@ -47,7 +47,13 @@ def test_without_tools_there_is_no_call():
     assert written_call(CALL, ()) == ""
 
 
-@given(st.text(max_size=80), st.sampled_from(["```json\n%s\n```", "<tool_call>%s</tool_call>"]))
+MARKS = ["<tool_call>", "</tool_call>", "```", "```json", "<function=rm>", "</function>", "{", "}"]
+
+
+@given(
+    st.text(max_size=80) | st.lists(st.sampled_from([*MARKS, " ", "\n"]), max_size=6).map("".join),
+    st.sampled_from(["```json\n%s\n```", "<tool_call>%s</tool_call>"]),
+)
 @settings(max_examples=100, derandomize=True, deadline=None)
 def test_prose_before_a_call_does_not_hide_it_and_prose_behind_it_does(prose: str, frame: str):
     call = frame % CALL
