@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -144,6 +145,24 @@ def test_doctor_sees_jobs_that_cannot_be_served(loom: Loom) -> None:
     (loom.home / "schedules" / "j.yml").write_text("every: 1h\nto: w\nbody: x\n")
     assert problems(loom) == {}
     assert "1 job, and no supervisor runs" in loom("doctor").out
+
+
+def test_doctor_sees_routes_that_lead_nowhere(loom: Loom) -> None:
+    for name in ("a", "b"):
+        agent(loom, name)
+    lines = [{"from": "a", "to": "b"}]
+    (loom.home / "routes.json").write_text(json.dumps({"v": 1, "routes": lines}))
+    assert problems(loom) == {}
+    lines.append({"from": "a", "to": "gone"})
+    (loom.home / "routes.json").write_text(json.dumps({"v": 1, "routes": lines}))
+    assert problems(loom) == {"routes": "gone is to hear a, and there is no agent 'gone'"}
+    assert "loom unroute a --to gone" in loom("doctor").out
+    assert [r["trouble"] for r in loom("routes", "--json").objects[0]["routes"]] == [
+        "b is not wanted up: its mail waits",
+        "there is no agent 'gone'",
+    ]
+    (loom.home / "routes.json").write_text("{")
+    assert "cannot be read" in problems(loom)["routes"]
 
 
 def agent(loom: Loom, name: str, want: Want = "down", mail: int = 0) -> AgentDir:
