@@ -61,9 +61,14 @@ class Filters:
         self._socket: socket.socket | None = None
         self._is: tuple[int, int] | None = None  # the file that is our socket's name
         self._running: dict[int, int] = {}  # pid of each fork: its pidfd
+        self._connections: dict[int, socket.socket] = {}  # by pid: where its command hears how it ended
 
     def pids(self) -> list[int]:
         return list(self._running)
+
+    def connections(self) -> dict[int, int]:
+        """The descriptor of each fork's connection to its command, by pid."""
+        return {pid: connection.fileno() for pid, connection in self._connections.items()}
 
     def look(self) -> None:
         """Listen, anew when somebody has removed the socket. Raises OSError."""
@@ -89,10 +94,16 @@ class Filters:
             if _file(self._path) == self._is:
                 fs.remove(self._path)
 
-    def go_on(self, pids: Iterable[int]) -> None:
-        """With those whom other code of this process has forked: to be reaped, and spared."""
+    def go_on(self, pids: Iterable[int], connections: Mapping[int, int]) -> None:
+        """With those whom other code of this process has forked: to be reaped, and spared, and their end told.
+
+        connections   as connections() gave them to that code; older code hands none over
+        """
+        known = {pid: socket.socket(fileno=fd) for pid, fd in connections.items()}
         for pid in set(pids).intersection(tree.children_of_ours()):
-            self._watch(pid, None)
+            self._watch(pid, known.pop(pid, None))
+        for connection in known.values():
+            connection.close()
 
     def _come(self) -> None:
         assert self._socket is not None
@@ -117,10 +128,12 @@ class Filters:
     def _watch(self, pid: int, connection: socket.socket | None) -> None:
         handle = spawn.handle_of(pid)
         self._running[pid] = handle
-        self._loop.listen(handle, lambda: self._ended(pid, connection))
+        if connection is not None:
+            self._connections[pid] = connection
+        self._loop.listen(handle, lambda: self._ended(pid))
 
-    def _ended(self, pid: int, connection: socket.socket | None) -> None:
-        handle = self._running.pop(pid)
+    def _ended(self, pid: int) -> None:
+        handle, connection = self._running.pop(pid), self._connections.pop(pid, None)
         self._loop.unlisten(handle)
         status = pidfd.reap(handle)
         os.close(handle)

@@ -5,6 +5,7 @@ Each run here is told to be warm or cold by the pid in the filter's log: a cold 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -135,6 +136,14 @@ def world(tmp_path: Path) -> Iterator[World]:
 def is_gone(pid: int) -> bool:
     fields = pidfd.stat_of(pid)
     return not fields or fields[0] in (b"Z", b"X")
+
+
+def has_one_socket(pid: int) -> bool:
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(fd))
+    return sum(name.startswith("socket:") for name in found) == 1
 
 
 def state_of(pid: int) -> str:
@@ -448,6 +457,20 @@ def test_what_becomes_of_the_supervisor_is_nothing_to_a_filter(world: World, how
     else:
         world.start()
     assert world.run(*FILTER)[3] is True
+
+
+@pytest.mark.parametrize("reloads", [1, 2])
+def test_a_filter_that_is_killed_after_a_reload_kills_its_command_by_the_same_signal(
+    world: World, reloads: int
+) -> None:
+    command, pid = world.waiting()
+    for _ in range(reloads):
+        assert world.popen("supervisor", "reload").wait(90) == 0
+    os.kill(pid, signal.SIGABRT)
+    assert command.wait(60) == -signal.SIGABRT
+    assert world.supervisor is not None
+    assert world.run(*FILTER)[3] is True
+    wait_until(partial(has_one_socket, world.supervisor.pid))  # where it listens
 
 
 def test_a_reload_leaves_a_filter_for_the_next_stop_too(world: World) -> None:
