@@ -31,9 +31,10 @@ from typing import NoReturn, Protocol
 
 from loom.daemons import programs
 from loom.proc import likeness, pidfd, spawn, tree
-from loom.spool import fs
+from loom.spool import config, fs
 from loom.spool.layout import Home
 from loom.wire import exits, warm
+from loom.wire.errors import LoomError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MOST = 64  # filters at once, those included that have not said yet what they want
@@ -41,6 +42,7 @@ _AT_ONCE = 8  # connections between two looks at agents
 _HAND_S = 2  # for the whole request; longer than a command waits
 _KEPT = 3  # where a fork has its connection
 _ALL = signal.valid_signals()
+_TERMINAL = 4  # which of the fields of pidfd.stat_of() is the controlling terminal, 0 for none
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -55,7 +57,7 @@ class Filters:
     """The socket of a home, and the forks that work for those who have connected to it."""
 
     def __init__(self, home: Home, env: Mapping[str, str], loop: Loop) -> None:
-        self._path, self._loop = home.filters_socket, loop
+        self._home, self._path, self._loop = home, home.filters_socket, loop
         self._kind = _kind(env)
         self._code = _stamps()
         self._socket: socket.socket | None = None
@@ -177,6 +179,8 @@ class Filters:
         kind, streams, argv, env = warm.decode(data)
         if kind != self._kind or self._code != _stamps(self._code):
             raise likeness.Unlike("it is another program")
+        if _has_terminal(peer) and _has_key_command(self._home):
+            raise likeness.Unlike("a command of its user may ask on its terminal")
         other = likeness.take_over(peer, fds[0], env)
         likeness.take_streams(fds[1:], streams)
         for fd in fds:
@@ -258,6 +262,20 @@ def _work(other: likeness.Look) -> int:
     except BaseException:
         traceback.print_exc()
         return exits.BUG
+
+
+def _has_terminal(pid: int) -> bool:
+    """Whether /dev/tty is something to this process; to us it is nothing."""
+    return pidfd.stat_of(pid)[_TERMINAL : _TERMINAL + 1] not in ([], [b"0"])
+
+
+def _has_key_command(home: Home) -> bool:
+    """Whether a program that prints a key may be run: of all that a filter starts only this has its session."""
+    try:
+        values = config.load(home, {}).values
+    except LoomError:
+        return False  # the filter says what is wrong with it
+    return any(value and key.endswith(".key_command") for key, value in values.items())
 
 
 def _say(connection: socket.socket, word: bytes, number: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from far_side import FarSide
 from support import ROOT, wait_until
 
 from loom.daemons import warm as server
@@ -33,6 +36,8 @@ from loom.spool.home import open_home
 from loom.spool.layout import Home
 from loom.wire import warm
 
+EVENTS = b'data: {"choices": [{"delta": {"content": "hello"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(EVENTS) + EVENTS
 COMMAND = (sys.executable, "-m", "loom")
 FILTER = ("agent", "start", "x", "--model", "builtin/echo", "--stdin")
 # A model that tells what it finds around it.
@@ -529,6 +534,31 @@ def test_what_does_not_fit_is_cold(
     world: World, env: dict[str, str], words: tuple[str, ...], how: dict[str, Any]
 ) -> None:
     assert world.run(*words, env={**world.env, **env}, **how) == (0, b"hello\n", b"", False)
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_key_command_may_ask_on_the_terminal(world: World, on_terminal: bool) -> None:
+    """A fork has none. Without a terminal the command has none to lose."""
+    asks = "exec </dev/tty; read key; echo $key" if on_terminal else "echo typed-key"
+    with FarSide() as far:
+        far.answers.append([ANSWER])
+        provider = {"base_url": far.url, "key_command": ["sh", "-c", asks]}
+        world.home.config.write_text(json.dumps({"providers": {"lab": provider}}))
+        ours, theirs = pty.openpty()
+        os.write(ours, b"typed-key\n")
+
+        def take_terminal() -> None:
+            os.setsid()
+            if on_terminal:
+                fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+        words = ("agent", "start", "x", "--model", "lab/m", "--prompt", "hi")
+        *said, warm_one = world.run(*words, stdin=b"", preexec_fn=take_terminal, pass_fds=(theirs,))
+        assert said == [0, b"hello\n", b""]
+        assert warm_one is not on_terminal
+        assert "Bearer typed-key" in far.asked[0].headers.values()
+        os.close(theirs)
+        os.close(ours)
 
 
 def test_a_descriptor_of_the_shell_is_read_by_the_command(world: World) -> None:
