@@ -200,6 +200,25 @@ def test_doctor_says_which_agents_are_dead_fail_or_have_mail_that_nobody_serves(
     assert list(told)[-1].startswith("stopped") and loom("doctor").status == 1
 
 
+def test_doctor_says_who_is_wanted_up_and_is_not_started(loom: Loom) -> None:
+    made = agent(loom, "late", "up")
+    lock = locks.acquire(open_home(loom.home).supervisor_lock)  # by one that does nothing
+    assert lock is not None
+    places = (made.want, made.status, lock.path)
+    with lock:
+        lock.sign(locks.own_incarnation())
+        well = {"1; none hangs or is dead, and no mail failed or is not served": "ok"}
+        for young in (*places, None):  # asked for, shown as pending, or the supervisor started only now
+            for place in places:
+                age_s = 80 if place == young else 100
+                os.utime(place, (time.time() - age_s,) * 2)
+            late = {"late is wanted up, and nothing has started it for 90 s": "problem"}
+            assert told_of_agents(loom) == (well if young else late)
+        agents.write_want(made, "down")
+        os.utime(made.want, (time.time() - 100,) * 2)
+        assert told_of_agents(loom) == well
+
+
 def test_failed_mail_is_named_with_why_and_how_to_try_again(loom: Loom) -> None:
     stem = "1700000000000-01HF7YAT000000000000000000"
     sad = agent(loom, "sad", "down")
