@@ -47,7 +47,8 @@ def all_checks() -> list[Check]:
     except LoomError as error:
         return [*found, kept.clock(None), Check("home", "problem", str(error), error.hint), *_machine()]
     found += [Check("home", "ok", str(home.path)), kept.clock(home), _ground(home), _self_test(home), kept.room(home)]
-    found += [*kept.permissions(home), _supervisor(home), *checks_agents.check(home), *kept.jobs(home)]
+    found += [*kept.permissions(home), _supervisor(home), *checks_agents.check(home)]
+    found += [*kept.routes(home), *kept.jobs(home)]
     return [*found, *_machine(), *_providers(home)]
 
 

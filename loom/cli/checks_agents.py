@@ -5,6 +5,9 @@ A problem is what does not get on until a person does something; what loom acts 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -18,6 +21,8 @@ from loom.wire.errors import LoomError
 
 MOST = 10  # lines; of those that are left only their number is told
 _WHAT = "agents"
+# What a runner has until it must be ready, and what may pass until its supervisor has looked at everybody.
+_OVERDUE_S = 60.0 + 30.0
 
 
 def check(home: Home) -> Iterator[Check]:
@@ -50,11 +55,28 @@ def _ailment(agent: AgentDir, state: State, hindrance: agent_state.Hindrance) ->
     if state.status == "error" or (state.status in ("restarting", "crashed") and hindrance.is_supervised()):
         why = _unreadable(agent) or state.reason or "it ends without a word"
         return Check(_WHAT, "problem", f"{name} fails{_and(mail)}: {why}", f"see: loom agent logs {name}")
+    if state.status == "pending" and hindrance.is_supervised() and _is_overdue(agent, mail, hindrance.home):
+        why = f": {state.reason}" if state.reason else ""
+        found = f"{name} is wanted up, and nothing has started it for {_OVERDUE_S:g} s{_and(mail)}{why}"
+        return Check(_WHAT, "problem", found, f"ask once more: loom agent restart {name}")
     if mail and (state.want == "down" or (state.status == "stopped" and hindrance.is_supervised())):
         return Check(_WHAT, "note", f"{name} is stopped{_and(mail)}", f"to serve it: loom agent restart {name}")
     if mail and not hindrance.is_supervised():
         return Check(_WHAT, "problem", f"{name}: no supervisor runs{_and(mail)}", "start one: loom supervisor run")
     return None
+
+
+def _is_overdue(agent: AgentDir, mail: int, home: Home) -> bool:
+    """Whether an agent without a process should have had one for long, and its supervisor the time to start it."""
+    try:
+        if agents.read_want(agent) != "up" or (agents.read_spec(agent).scale == "to-zero" and not mail):
+            return False
+        newest = max(os.stat(path).st_mtime for path in (agent.want, home.supervisor_lock))
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(newest, os.stat(agent.status).st_mtime)
+    except (LoomError, OSError):
+        return False  # somebody is changing it
+    return time.time() - newest > _OVERDUE_S
 
 
 def _failed(agent: AgentDir) -> Check | None:

@@ -1,4 +1,4 @@
-"""The checks of `loom doctor` on what is kept: who may read it, how much room there is, clocks, jobs. They only look.
+"""The checks of `loom doctor` on what is kept: who may read it, room, clocks, routes, jobs. They only look.
 
 Clocks are here because what is kept knows how late it was: a clock that stands before its own files is wrong.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from loom.cli import weaving
 from loom.cli.check import Check
 from loom.core import schedule
 from loom.spool import locks, schedules, zones
@@ -22,6 +23,7 @@ from loom.wire.errors import LoomError
 
 _LITTLE_BYTES = 256 << 20
 _FEW_INODES = 10_000
+_FEW_ROUTES = 10
 _AHEAD_S = 3600.0
 _RELEASED = datetime(2025, 1, 1, tzinfo=UTC)  # a clock that stands before this one is wrong
 _STA_UNSYNC = 0x40
@@ -116,6 +118,27 @@ def room(home: Home) -> Check:
     if free < _LITTLE_BYTES or (found.f_files and found.f_favail < _FEW_INODES):
         return Check("room", "problem", text, "free some: loom gc; agents stop, and lose nothing, when it is used up")
     return Check("room", "ok", text)
+
+
+def routes(home: Home) -> Iterator[Check]:
+    """Routes along which nothing gets, because somebody is not there any more."""
+    try:
+        known = weaving.routes(home)
+    except LoomError as error:
+        yield Check("routes", "problem", str(error), error.hint)
+        return
+    troubled = 0
+    for one in known:
+        if name := weaving.missing(home, one):
+            troubled += 1
+            if troubled <= _FEW_ROUTES:
+                way = f"{one.source} --to {one.to}{f' --pipe {one.pipe}' if one.pipe else ''}"
+                found = f"{one.to} is to hear {one.source}, and there is no agent {name!r}"
+                yield Check("routes", "problem", found, f"make it anew, or end the route: loom unroute {way}")
+    if troubled > _FEW_ROUTES:
+        yield Check("routes", "problem", f"{troubled - _FEW_ROUTES} more that lead nowhere", "see: loom routes")
+    if known and not troubled:
+        yield Check("routes", "ok", f"{len(known)}; all whom they name are there")
 
 
 def jobs(home: Home) -> Iterator[Check]:

@@ -105,6 +105,10 @@ def command() -> int:
     An interpreter that ends searches all that it holds for garbage, several times, and then gives it to the kernel as
     it is: a tenth of what a filter costs. What is frozen is not searched.
     """
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # what the interpreter has for one that is closed
+        from loom.proc import streams
+
+        streams.fill()
     args = sys.argv[1:]
     if "start" in args:
         from loom.cli import warm

@@ -111,9 +111,8 @@ def routes(as_json: bool) -> None:
 
 def _trouble(home: Home, one: Route) -> str:
     """Why nothing will get through, empty when it will."""
-    for name in (one.source, end_of(one), one.to):
-        if not ids.is_mailbox(name) or not home.agent(name).spec.exists():
-            return f"there is no agent {name!r}"
+    if name := weaving.missing(home, one):
+        return f"there is no agent {name!r}"
     for name in (end_of(one), one.to):
         if agents.read_want(home.agent(name)) not in ("up", "demand"):
             return f"{name} is not wanted up: its mail waits"

@@ -128,6 +128,12 @@ def routes(home: Home) -> list[Route]:
     return list(routing.read(raw, str(home.routes)))
 
 
+def missing(home: Home, one: Route) -> str:
+    """The first of those along a route that is no agent; empty when all are."""
+    along = (one.source, routing.end_of(one), one.to)
+    return next((name for name in along if not ids.is_mailbox(name) or not home.agent(name).spec.exists()), "")
+
+
 def pipes(home: Home) -> dict[str, Pipe]:
     """All definitions, by name; a directory without one is no pipe yet. Raises Config where one cannot be read."""
     try:

@@ -30,6 +30,7 @@ class Handover:
     blocked   signals that were blocked before all were
     answered, code   as in loom.spool.running
     filters   pids of the forks that work for commands
+    connections   (pid, descriptor) of those whose command is to be told how they ended
     """
 
     who: locks.Incarnation
@@ -41,10 +42,11 @@ class Handover:
     code: str
     agents: Mapping[str, Held]
     filters: tuple[int, ...] = ()
+    connections: tuple[tuple[int, int], ...] = ()
 
     def fds(self) -> Iterator[int]:
         """All descriptors that the new code needs."""
-        yield from (self.lock, *self.alone)
+        yield from (self.lock, *self.alone, *(fd for _, fd in self.connections))
         for held in self.agents.values():
             if held.process is not None:
                 yield held.process.pidfd
@@ -75,7 +77,8 @@ def decode(data: bytes) -> Handover:
         agents = {name: _held(given) for name, given in known.pop("agents").items()}
         lists: dict[str, Any] = {name: tuple(known.pop(name)) for name in ("alone", "nofile", "blocked")}
         filters = tuple(known.pop("filters", ()))
-        return Handover(who=who, agents=agents, filters=filters, **lists, **known)
+        connections = tuple((int(pid), int(fd)) for pid, fd in known.pop("connections", ()))
+        return Handover(who=who, agents=agents, filters=filters, connections=connections, **lists, **known)
     except (KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"what is handed over is not understood: {error}") from None
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from loom.proc import streams
 from loom.proc.spawn import Entry
 from loom.spool import config
 from loom.spool.layout import Home, programs_dir
@@ -110,6 +111,7 @@ def _is_python(path: Path) -> bool:
 
 def main(name: str, argv: Sequence[str]) -> int:
     """The command line of a shipped runner, `runner AGENT_DIR [--drain]`: serve until told to leave; exit status."""
+    streams.fill()
     places = [arg for arg in argv if arg != "--drain"]
     if len(places) != 1 or places[0].startswith("-"):
         print(f"usage: {name} AGENT_DIR [--drain]", file=sys.stderr)

@@ -37,6 +37,7 @@ BATCH = 256  # messages whose delivery shares its syncs
 _OF_ONE_GOAL = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ESPIPE, errno.EACCES, errno.EPERM)
 )
+NO_TARGET = "no_target"
 BY_ORDER = "by-order"  # pool agents have no model of their own: it comes with each order
 
 
@@ -47,11 +48,17 @@ def serve_router(agent_dir: Path, drain: bool = False) -> int:
 
 @record
 class _Taken:
-    """A message from an outbox, not yet delivered: `mail` are the messages it becomes, as (target, name, bytes)."""
+    """A message from an outbox, not yet delivered: `mail` are the messages it becomes, as (target, name, bytes).
+
+    raw      its own bytes
+    missing  why some of its targets cannot have it; empty when all can
+    """
 
     box: AgentDir
     stem: str
     mail: list[tuple[AgentDir, str, bytes]]
+    raw: bytes
+    missing: str
 
     @property
     def targets(self) -> list[str]:
@@ -268,26 +275,38 @@ class Router:
         goal.report(box.name, stem, message, lambda: mailbox.mark_sent(box, stem))
 
     def _forward(self, box: AgentDir, stem: str, message: Message, raw: bytes) -> None:
-        """Take a message up for delivery: to each target under the same name, part by part."""
+        """Take a message up for delivery: to each target under the same name, part by part.
+
+        A target that is not there takes nothing from the others; a message without any that is there is refused.
+        """
+        mail: list[tuple[AgentDir, str, bytes]] = []
+        missing: dict[str, None] = {}
         try:
             messages = [(stem, message, raw)]
             if message.parts is not None:
                 parts = message_wire.split_parts(stem, message)
                 messages = [(name, part, message_wire.encode(part)) for name, part in parts]
-            mail = [(self._box_of(to), name, data) for name, one, data in messages for to in self._targets(one)]
+            for name, one, data in messages:
+                for to in self._targets(one):
+                    if (target := self._box_of(to)) is None:
+                        missing[f"there is no agent {ascii(to)[:80]}"] = None
+                    else:
+                        mail.append((target, name, data))
+            if missing and not mail:
+                raise Unreadable(NO_TARGET, "; ".join(missing))
         except Unreadable as error:
             self._refuse(box, stem, error)
             return
-        self._taken.append(_Taken(box, stem, mail))
+        self._taken.append(_Taken(box, stem, mail, raw, "; ".join(missing)))
         if len(self._taken) >= BATCH:
             self._deliver()
 
-    def _box_of(self, target: str) -> AgentDir:
-        """Where its mail goes; looked up once a delivery. Raises Unreadable when there is no such agent."""
+    def _box_of(self, target: str) -> AgentDir | None:
+        """Where its mail goes; looked up once a delivery. None when there is no such agent."""
         box = self._boxes.get(target)
         if box is None:
             if not ids.is_mailbox(target) or not self.home.agent(target).spec.exists():
-                raise Unreadable("no_target", f"there is no agent {ascii(target)[:80]}")
+                return None
             box = self._boxes[target] = self.home.agent(target)
         return box
 
@@ -301,6 +320,8 @@ class Router:
             sent = [one for one in taken if self._delivers_alone(one)]
         told = []
         for one in sent:
+            if one.missing:  # after the delivery and before it counts as sent: a crash repeats both
+                self._refuse_in_part(one)
             self._unless_unmovable(one, lambda one=one: mailbox.mark_sent(one.box, one.stem))  # type: ignore[misc]
             for target in one.targets:
                 told.append({"message": one.stem, "source": one.box.name, "target": target})
@@ -329,6 +350,11 @@ class Router:
     def _refuse(self, box: AgentDir, stem: str, error: Unreadable) -> None:
         mailbox.refuse(box, f"{stem}.msg", error.reason, str(error))
         self.agent.log.error("refused", message=stem, outbox=box.name, reason=error.reason, error=str(error))
+
+    def _refuse_in_part(self, one: _Taken) -> None:
+        mailbox.refuse_in_part(one.box, one.stem, one.raw, NO_TARGET, one.missing)
+        told = {"message": one.stem, "outbox": one.box.name, "reason": NO_TARGET, "error": one.missing}
+        self.agent.log.error("refused_in_part", **told)
 
     def _targets(self, message: Message) -> list[str]:
         """Who gets it; not `user`, who reads the outbox."""

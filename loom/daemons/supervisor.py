@@ -177,7 +177,7 @@ class Supervisor:
         if taken is not None:
             self._find_watching(taken.agents)
             self._ward.go_on(taken.agents)
-            self._filters.go_on(taken.filters)
+            self._filters.go_on(taken.filters, dict(taken.connections))
         self._safely("", self._filters.look)
         self._reloading.show()
         self._safely("", self._provide_router)
@@ -408,6 +408,7 @@ class Supervisor:
             code=running.code(),
             agents=self._ward.hand_over(),
             filters=tuple(self._filters.pids()),
+            connections=tuple(self._filters.connections().items()),
         )
 
     def _find_watching(self, names: Iterable[str]) -> None:

@@ -31,9 +31,10 @@ from typing import NoReturn, Protocol
 
 from loom.daemons import programs
 from loom.proc import likeness, pidfd, spawn, tree
-from loom.spool import fs
+from loom.spool import config, fs
 from loom.spool.layout import Home
 from loom.wire import exits, warm
+from loom.wire.errors import LoomError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _MOST = 64  # filters at once, those included that have not said yet what they want
@@ -41,6 +42,7 @@ _AT_ONCE = 8  # connections between two looks at agents
 _HAND_S = 2  # for the whole request; longer than a command waits
 _KEPT = 3  # where a fork has its connection
 _ALL = signal.valid_signals()
+_TERMINAL = 4  # which of the fields of pidfd.stat_of() is the controlling terminal, 0 for none
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -55,15 +57,20 @@ class Filters:
     """The socket of a home, and the forks that work for those who have connected to it."""
 
     def __init__(self, home: Home, env: Mapping[str, str], loop: Loop) -> None:
-        self._path, self._loop = home.filters_socket, loop
+        self._home, self._path, self._loop = home, home.filters_socket, loop
         self._kind = _kind(env)
         self._code = _stamps()
         self._socket: socket.socket | None = None
         self._is: tuple[int, int] | None = None  # the file that is our socket's name
         self._running: dict[int, int] = {}  # pid of each fork: its pidfd
+        self._connections: dict[int, socket.socket] = {}  # by pid: where its command hears how it ended
 
     def pids(self) -> list[int]:
         return list(self._running)
+
+    def connections(self) -> dict[int, int]:
+        """The descriptor of each fork's connection to its command, by pid."""
+        return {pid: connection.fileno() for pid, connection in self._connections.items()}
 
     def look(self) -> None:
         """Listen, anew when somebody has removed the socket. Raises OSError."""
@@ -89,10 +96,16 @@ class Filters:
             if _file(self._path) == self._is:
                 fs.remove(self._path)
 
-    def go_on(self, pids: Iterable[int]) -> None:
-        """With those whom other code of this process has forked: to be reaped, and spared."""
+    def go_on(self, pids: Iterable[int], connections: Mapping[int, int]) -> None:
+        """With those whom other code of this process has forked: to be reaped, and spared, and their end told.
+
+        connections   as connections() gave them to that code; older code hands none over
+        """
+        known = {pid: socket.socket(fileno=fd) for pid, fd in connections.items()}
         for pid in set(pids).intersection(tree.children_of_ours()):
-            self._watch(pid, None)
+            self._watch(pid, known.pop(pid, None))
+        for connection in known.values():
+            connection.close()
 
     def _come(self) -> None:
         assert self._socket is not None
@@ -117,10 +130,12 @@ class Filters:
     def _watch(self, pid: int, connection: socket.socket | None) -> None:
         handle = spawn.handle_of(pid)
         self._running[pid] = handle
-        self._loop.listen(handle, lambda: self._ended(pid, connection))
+        if connection is not None:
+            self._connections[pid] = connection
+        self._loop.listen(handle, lambda: self._ended(pid))
 
-    def _ended(self, pid: int, connection: socket.socket | None) -> None:
-        handle = self._running.pop(pid)
+    def _ended(self, pid: int) -> None:
+        handle, connection = self._running.pop(pid), self._connections.pop(pid, None)
         self._loop.unlisten(handle)
         status = pidfd.reap(handle)
         os.close(handle)
@@ -164,6 +179,8 @@ class Filters:
         kind, streams, argv, env = warm.decode(data)
         if kind != self._kind or self._code != _stamps(self._code):
             raise likeness.Unlike("it is another program")
+        if _has_terminal(peer) and _has_key_command(self._home):
+            raise likeness.Unlike("a command of its user may ask on its terminal")
         other = likeness.take_over(peer, fds[0], env)
         likeness.take_streams(fds[1:], streams)
         for fd in fds:
@@ -245,6 +262,20 @@ def _work(other: likeness.Look) -> int:
     except BaseException:
         traceback.print_exc()
         return exits.BUG
+
+
+def _has_terminal(pid: int) -> bool:
+    """Whether /dev/tty is something to this process; to us it is nothing."""
+    return pidfd.stat_of(pid)[_TERMINAL : _TERMINAL + 1] not in ([], [b"0"])
+
+
+def _has_key_command(home: Home) -> bool:
+    """Whether a program that prints a key may be run: of all that a filter starts only this has its session."""
+    try:
+        values = config.load(home, {}).values
+    except LoomError:
+        return False  # the filter says what is wrong with it
+    return any(value and key.endswith(".key_command") for key, value in values.items())
 
 
 def _say(connection: socket.socket, word: bytes, number: int) -> None:

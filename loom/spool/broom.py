@@ -18,6 +18,8 @@ from loom.wire.record import field, record
 # (path, what it is, why it stays; empty: it goes)
 Tell = Callable[[Path, str, str], None]
 
+NO_FILE = "it is no regular file"
+
 
 def tell_nobody(path: Path, what: str, why: str) -> None:
     """For a run whose report is enough."""
@@ -54,6 +56,14 @@ class Broom:
         age_s = self.age_s(path)
         return age_s is not None and is_old(age_s, days)
 
+    @staticmethod
+    def is_odd(path: Path) -> bool:
+        """Whether something lies there that is no regular file: a directory, a link, a FIFO."""
+        try:
+            return not stat.S_ISREG(os.lstat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def goes(self, path: Path, what: str) -> None:
         """Note that something goes."""
         self.report.gone[what] += 1
@@ -70,7 +80,10 @@ class Broom:
         self.tell(path, what, why)
 
     def remove(self, path: Path, what: str) -> None:
-        """Take a file away, or only say so."""
+        """Take a regular file away, or only say so. Anything else under its name is none of loom's and stays."""
+        if self.is_odd(path):
+            self.stays(path, what, NO_FILE)
+            return
         self.goes(path, what)
         if not self.dry_run:
             fs.remove(path)

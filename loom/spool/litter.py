@@ -10,7 +10,7 @@ from pathlib import Path
 from loom.core.retention import DAY_S, LITTER_S
 from loom.spool import fs, locks
 from loom.spool.archive import Member
-from loom.spool.broom import Broom
+from loom.spool.broom import NO_FILE, Broom
 from loom.spool.fs import TMP
 from loom.spool.layout import Home
 from loom.wire import ids
@@ -24,7 +24,7 @@ _CRASH_SUFFIX = ".json"
 def sweep(broom: Broom) -> None:
     """Everything here but the packing of logs, which needs space."""
     for directory in places(broom.home):
-        for name in fs.names(directory / TMP):
+        for name in fs.names(directory / TMP) if not (directory / TMP).is_symlink() else ():
             path = directory / TMP / name
             if is_litter(broom, path):
                 remove_all(broom, path, "litter")
@@ -45,21 +45,30 @@ def sweep(broom: Broom) -> None:
 
 
 def _sweep_steps(broom: Broom, instance: Path) -> None:
-    """Intermediate results of a pipe, but for those that its journal still speaks of."""
+    """Intermediate results of a pipe, but for those that its journal still speaks of.
+
+    A pipe that works writes one before the record that names it: none goes that is younger than litter may be.
+    """
+    days = max(broom.policy.steps, _LITTER_DAYS)
     old = [
         step / name
         for step in directories(instance / "steps")
         for name in fs.names(step)
-        if ids.stem_of(name) is not None and broom.is_old(step / name, broom.policy.steps)
+        if ids.stem_of(name) is not None and broom.is_old(step / name, days)
     ]
     if not old:
         return
+    journal: str | None
     try:
         journal = fs.read(instance / "state" / "journal.ndjson").decode("utf-8", "replace")
     except FileNotFoundError:
         journal = ""
+    except (fs.NotRegular, NotADirectoryError, PermissionError):
+        journal = None
     for path in old:
-        if path.stem not in journal:
+        if journal is None:
+            broom.stays(path, "step", "the journal of its pipe cannot be read")
+        elif path.stem not in journal:
             broom.remove(path, "step")
 
 
@@ -129,9 +138,16 @@ def remove_all(broom: Broom, path: Path, what: str) -> None:
 
 def _sweep_filter(broom: Broom, path: Path) -> None:
     """One that was interrupted can be resumed for as long as messages are kept; one without its message is litter."""
+    if not path.is_dir():
+        if broom.is_old(path, broom.policy.messages):
+            broom.stays(path, "filter", "it is no directory")
+        return
     message = path / f"{path.name}.msg"
     days = broom.policy.messages if message.exists() else _LITTER_DAYS
     if path.is_symlink() or not _is_all_old(broom, path, days, without="lock"):
+        return
+    if broom.is_odd(path / "lock"):
+        broom.stays(path, "filter", "its lock is no regular file")
         return
     if broom.dry_run:
         if locks.is_held(path / "lock"):
@@ -144,7 +160,8 @@ def _sweep_filter(broom: Broom, path: Path) -> None:
         broom.stays(path, "filter", "it is at work")
         return
     with lock:
-        fs.remove(message)  # first: with it the directory counts
+        if not broom.is_odd(message):
+            fs.remove(message)  # first: with it the directory counts
         remove_all(broom, path, "filter")
 
 
@@ -160,14 +177,21 @@ def pack_logs(broom: Broom) -> None:
             path = owner / "logs" / name
             if found is None or found[2] or found[1] == today or not broom.is_old(path, broom.policy.logs_packed):
                 continue
+            if broom.is_odd(path) or broom.is_odd(_packed(path)):
+                broom.stays(path, "log", NO_FILE)
+                continue
             broom.goes(path, "packed log")
             if not broom.dry_run:
                 _pack(broom, path)
 
 
+def _packed(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
+
+
 def _pack(broom: Broom, path: Path) -> None:
     """Lines that were written to a day that is packed already go behind the others."""
-    packed = path.with_name(f"{path.name}.gz")
+    packed = _packed(path)
     try:
         if not _holds(packed, path):
             with fs.NewFile(packed) as new:

@@ -290,14 +290,8 @@ def _set_aside(box: Box, path: str, reason: str, detail: str) -> None:
 
 
 def _put_aside(directory: Path, path: Path, reason: str, detail: str) -> None:
-    name = os.fsencode(path.name)
-    target = directory / path.name
-    if len(name) + len(ERROR_SUFFIX) > MAX_NAME_BYTES or os.path.lexists(target):
-        unique = ids.encode_ulid(time.time_ns() // 1_000_000, os.urandom(10))
-        target = directory / f"{os.fsdecode(name[:120])}.{unique}"
-    # The reason first: after a crash in between it is written once more, after the other order it would be lost.
-    error = target.with_name(target.name + ERROR_SUFFIX)
-    fs.replace(error, dumps({"reason": reason, "detail": detail, "name": ascii(path.name)[1:-1]}) + b"\n")
+    target = _aside(directory, path.name)
+    error = _write_reason(target, path.name, reason, detail)
     try:
         fs.calls.rename_noreplace(str(path), str(target))
     except FileNotFoundError:
@@ -305,6 +299,22 @@ def _put_aside(directory: Path, path: Path, reason: str, detail: str) -> None:
     except OSError as refusal:
         fs.remove(error)
         raise _refused(path, refusal) from None
+
+
+def _aside(directory: Path, name: str) -> Path:
+    """Where an entry of this name goes: its own name, unless that is taken or too long."""
+    target, data = directory / name, os.fsencode(name)
+    if len(data) + len(ERROR_SUFFIX) > MAX_NAME_BYTES or os.path.lexists(target):
+        unique = ids.encode_ulid(time.time_ns() // 1_000_000, os.urandom(10))
+        target = directory / f"{os.fsdecode(data[:120])}.{unique}"
+    return target
+
+
+def _write_reason(target: Path, name: str, reason: str, detail: str) -> Path:
+    """Before the entry is there: after a crash in between it is written once more, else it would be lost."""
+    error = target.with_name(target.name + ERROR_SUFFIX)
+    fs.replace(error, dumps({"reason": reason, "detail": detail, "name": ascii(name)[1:-1]}) + b"\n")
+    return error
 
 
 def _move(source: str, target: str) -> fs.Moved:
@@ -446,6 +456,24 @@ def refuse(box: Box, name: str, reason: str, detail: str) -> None:
     """Move an outbox entry that may not be routed to `.refused/`, with its reason. Raises Unmovable."""
     fs.ensure_dir(box.refused)
     _put_aside(box.refused, box.outbox / name, reason, detail)
+
+
+def refuse_in_part(box: Box, stem: str, data: bytes, reason: str, detail: str) -> None:
+    """Leave a copy of a message in `.refused/`, with why not all its targets got it; those that are there have it.
+
+    Moved back to the outbox, it goes to the others too. Repeated after a crash, this leaves no second copy.
+    """
+    fs.ensure_dir(box.refused)
+    name = f"{stem}.msg"
+    try:
+        if fs.read(box.refused / name, message.MAX_BYTES) == data:
+            fs.settle(box.refused / name)
+            return
+    except (FileNotFoundError, PermissionError, fs.NotRegular, fs.TooLarge):
+        pass
+    target = _aside(box.refused, name)
+    _write_reason(target, name, reason, detail)
+    fs.publish(target, data)
 
 
 def find_reply(box: Box, agent: str, stem: str, attempt: int) -> Message | None:

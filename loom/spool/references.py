@@ -50,9 +50,9 @@ def sweep_blobs(broom: Broom) -> None:
     if not broom.dry_run and marks.any(_UNSEEN):
         fs.sync_tree(broom.home.path)  # references that went away must not come back after a power cut
     for shard in shards(broom.home):
-        for digest in digests(shard / TMP):
+        for digest in _blobs(shard / TMP):
             _sweep_aside(broom, marks, shard / TMP / digest, shard / digest)
-        for digest in digests(shard):
+        for digest in _blobs(shard):
             path = shard / digest
             if broom.is_old(path, broom.policy.blobs) and not marks.is_seen(digest):
                 broom.goes(path, "blob")
@@ -82,6 +82,11 @@ def digests(directory: Path) -> Iterator[str]:
             yield name
 
 
+def _blobs(directory: Path) -> Iterator[str]:
+    """Those under which a file lies: what else has such a name, fsck tells."""
+    return (digest for digest in digests(directory) if not Broom.is_odd(directory / digest))
+
+
 class Marks:
     """Which of the blobs that could go are referred to: nine bytes for each of them, whatever their number."""
 
@@ -90,8 +95,8 @@ class Marks:
         self._keys: dict[str, array[int]] = {}  # the first 16 digits, sorted, by shard
         self._flags: dict[str, bytearray] = {}
         for shard in shards(broom.home):
-            found = {_key(digest) for digest in digests(shard / TMP)}
-            old = (d for d in digests(shard) if broom.is_old(shard / d, broom.policy.blobs))
+            found = {_key(digest) for digest in _blobs(shard / TMP)}
+            old = (d for d in _blobs(shard) if broom.is_old(shard / d, broom.policy.blobs))
             found.update(_key(digest) for digest in old)
             if found:
                 self._keys[shard.name] = array("Q", sorted(found))
@@ -122,7 +127,7 @@ class Marks:
     def follow_blobs(self) -> None:
         """What blobs mention: those too young to go, then those that are marked, until no new ones are."""
         for shard in shards(self._broom.home):
-            for digest in digests(shard):
+            for digest in _blobs(shard):
                 if self._at(digest) is None:
                     self._follow_blob(shard / digest)
         while self.any(_SEEN):
@@ -135,7 +140,7 @@ class Marks:
         for at in todo:
             flags[at] = _FOLLOWED
         for place in (shard, shard / TMP) if todo else ():
-            for digest in digests(place):
+            for digest in _blobs(place):
                 if self._at(digest) in todo:
                     self._follow_blob(place / digest)
 

@@ -97,7 +97,10 @@ TABLE: tuple[Setting, ...] = (
         *("liveness.artifact_steps", "int", 12, "steps without anything new before a model is told; 0: never told"),
     ),
     Setting("retention.messages", "float", 7.0, "days until finished messages and their turns are archived", least=0),
-    Setting("retention.steps", "float", 7.0, "days until what operators of pipes gave to the next is removed", least=0),
+    Setting(
+        *("retention.steps", "float", 7.0, "days until what operators of pipes gave to the next is removed"),
+        least=1.5,  # as young as litter may be: a pipe names what it has written only after that
+    ),
     Setting("retention.blobs", "float", 7.0, "days until a blob to which nobody refers is set aside", least=1),
     Setting("retention.logs_packed", "float", 1.0, "days until a log is packed", least=0),
     Setting("retention.logs", "float", 30.0, "days until a log is removed", least=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -146,6 +147,24 @@ def test_doctor_sees_jobs_that_cannot_be_served(loom: Loom) -> None:
     assert "1 job, and no supervisor runs" in loom("doctor").out
 
 
+def test_doctor_sees_routes_that_lead_nowhere(loom: Loom) -> None:
+    for name in ("a", "b"):
+        agent(loom, name)
+    lines = [{"from": "a", "to": "b"}]
+    (loom.home / "routes.json").write_text(json.dumps({"v": 1, "routes": lines}))
+    assert problems(loom) == {}
+    lines.append({"from": "a", "to": "gone"})
+    (loom.home / "routes.json").write_text(json.dumps({"v": 1, "routes": lines}))
+    assert problems(loom) == {"routes": "gone is to hear a, and there is no agent 'gone'"}
+    assert "loom unroute a --to gone" in loom("doctor").out
+    assert [r["trouble"] for r in loom("routes", "--json").objects[0]["routes"]] == [
+        "b is not wanted up: its mail waits",
+        "there is no agent 'gone'",
+    ]
+    (loom.home / "routes.json").write_text("{")
+    assert "cannot be read" in problems(loom)["routes"]
+
+
 def agent(loom: Loom, name: str, want: Want = "down", mail: int = 0) -> AgentDir:
     """An agent without a process, with so many messages that wait."""
     made = agents.create(open_home(loom.home), AgentSpec(name, "builtin/echo"), "", want)
@@ -179,6 +198,25 @@ def test_doctor_says_which_agents_are_dead_fail_or_have_mail_that_nobody_serves(
         "stopped is stopped, and 2 messages wait": "note",
     }
     assert list(told)[-1].startswith("stopped") and loom("doctor").status == 1
+
+
+def test_doctor_says_who_is_wanted_up_and_is_not_started(loom: Loom) -> None:
+    made = agent(loom, "late", "up")
+    lock = locks.acquire(open_home(loom.home).supervisor_lock)  # by one that does nothing
+    assert lock is not None
+    places = (made.want, made.status, lock.path)
+    with lock:
+        lock.sign(locks.own_incarnation())
+        well = {"1; none hangs or is dead, and no mail failed or is not served": "ok"}
+        for young in (*places, None):  # asked for, shown as pending, or the supervisor started only now
+            for place in places:
+                age_s = 80 if place == young else 100
+                os.utime(place, (time.time() - age_s,) * 2)
+            late = {"late is wanted up, and nothing has started it for 90 s": "problem"}
+            assert told_of_agents(loom) == (well if young else late)
+        agents.write_want(made, "down")
+        os.utime(made.want, (time.time() - 100,) * 2)
+        assert told_of_agents(loom) == well
 
 
 def test_failed_mail_is_named_with_why_and_how_to_try_again(loom: Loom) -> None:

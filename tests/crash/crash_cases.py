@@ -492,6 +492,9 @@ def _state_whole(root: Path) -> None:
 state_files = Case("state files", _state_setup, _write_state, _write_state, _state_whole, _state_whole)
 
 
+_MISSING = "there is no agent 'gone'"
+
+
 def _target(root: Path) -> Box:
     return Box(root / "agents" / "target")
 
@@ -507,7 +510,10 @@ def _route_setup(root: Path) -> None:
 
 
 def _route(root: Path) -> None:
-    """Copy to the target under the same name, then mark as sent; the target takes its mail in between."""
+    """Copy to the target under the same name, note that another is missing, then mark as sent.
+
+    The target takes its mail in between.
+    """
     held = locks.acquire(root / "router.lock")
     if held is None:
         return
@@ -516,6 +522,7 @@ def _route(root: Path) -> None:
         for name in mailbox.outgoing(box):
             data = mailbox.read_message(box.outbox / name)
             mailbox.deliver(_target(root), name[:-4], data)
+            mailbox.refuse_in_part(box, name[:-4], data, "no_target", _MISSING)
             mailbox.mark_sent(box, name[:-4])
 
 
@@ -539,6 +546,9 @@ def _routed_once(root: Path) -> None:
     for name in expected:
         assert copies(_target(root), name) == [_target(root).processed(name).parent.name]
         assert box.sent(name).read_bytes() == _target(root).processed(name).read_bytes()
+        assert (box.refused / f"{name}.msg").read_bytes() == box.sent(name).read_bytes()
+        assert json.loads((box.refused / f"{name}.msg.error.json").read_bytes())["detail"] == _MISSING
+    assert len(list(box.refused.glob("*.msg*"))) == 2 * len(expected)
 
 
 route = Case("route", _route_setup, _route, _route, _routed_once, tidy, rival=_target_works)

@@ -141,6 +141,49 @@ def test_what_may_not_be_routed_is_refused_with_its_reason_and_the_rest_goes_on(
     assert list(inbox(home.agent("c"))) == [good]
 
 
+def test_who_is_there_gets_what_another_target_cannot_have(home: Home):
+    """A crash at any point leads here again: after the delivery, after the record, and when the other one has come."""
+    routes(home, ("a", "b"), ("a", "gone"), ("a", "c"), ("a", "left"))
+    a, gone = home.agent("a"), home.agent("gone")
+    stem = reply(home, "a")
+    raw = (a.outbox / f"{stem}.msg").read_bytes()
+    for sent_before in (False, True):
+        if sent_before:  # as if the move to .sent had been lost
+            a.sent(stem).rename(a.outbox / f"{stem}.msg")
+        route(home)
+        for name in ("b", "c"):
+            assert (home.agent(name).inbox / f"{stem}.msg").read_bytes() == raw
+        assert a.sent(stem).read_bytes() == raw and not mailbox.outgoing(a)
+        assert sorted(os.listdir(a.refused)) == [".tmp", f"{stem}.msg", f"{stem}.msg.error.json"]
+        assert (a.refused / f"{stem}.msg").read_bytes() == raw
+        note = json.loads((a.refused / f"{stem}.msg.error.json").read_text())
+        assert (note["reason"], note["detail"]) == ("no_target", "there is no agent 'gone'; there is no agent 'left'")
+    for name in ("gone", "left"):
+        agents.create(home, AgentSpec(name, "builtin/echo"), "", "down")
+    mailbox.Inbox(home.agent("b")).claim()
+    (a.refused / f"{stem}.msg").rename(a.outbox / f"{stem}.msg")  # a person moves it back
+    route(home)
+    assert (gone.inbox / f"{stem}.msg").read_bytes() == raw
+    assert not inbox(home.agent("b")) and list(inbox(home.agent("c"))) == [stem]
+    assert a.sent(stem).read_bytes() == raw and not mailbox.outgoing(a)
+
+
+def test_parts_go_to_who_is_there_too(home: Home):
+    routes(home, ("a", "gone"), ("a", "b"))
+    stem = reply(home, "a", parts=("one", "two"))
+    route(home)
+    assert sorted(m.body for m in inbox(home.agent("b")).values()) == ["one", "two"]
+    assert refusal(home.agent("a")) == "no_target" and home.agent("a").sent(stem).exists()
+
+
+def test_a_message_whose_targets_are_all_missing_is_refused(home: Home):
+    routes(home, ("a", "gone"), ("a", "left"))
+    stem = reply(home, "a")
+    route(home)
+    assert refusal(home.agent("a")) == "no_target"
+    assert (home.agent("a").refused / f"{stem}.msg").exists() and not home.agent("a").sent(stem).exists()
+
+
 def test_a_name_taken_by_another_message_is_a_conflict(home: Home):
     routes(home, ("a", "b"))
     stem = reply(home, "a")

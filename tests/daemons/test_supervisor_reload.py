@@ -459,7 +459,8 @@ def _handover(who: locks.Incarnation, lock: int) -> handover.Handover:
         "a": Held("up", seen, Cause("limit", "limit: memory", "ask for less"), (1, 2.0, 3.0), process),
         "b": Held("demand", Seen()),
     }
-    return handover.Handover(who, lock, (lock, lock), (1024, -1), (1, 2), 4, "0.1.0 abc", held)
+    values = (who, lock, (lock, lock), (1024, -1), (1, 2), 4, "0.1.0 abc", held)
+    return handover.Handover(*values, filters=(9, 10), connections=((10, lock),))
 
 
 def test_it_arrives_as_it_was_sent() -> None:

@@ -5,7 +5,9 @@ Each run here is told to be warm or cold by the pid in the filter's log: a cold 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import pty
@@ -16,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from far_side import FarSide
 from support import ROOT, wait_until
 
 from loom.daemons import warm as server
@@ -32,6 +36,8 @@ from loom.spool.home import open_home
 from loom.spool.layout import Home
 from loom.wire import warm
 
+EVENTS = b'data: {"choices": [{"delta": {"content": "hello"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(EVENTS) + EVENTS
 COMMAND = (sys.executable, "-m", "loom")
 FILTER = ("agent", "start", "x", "--model", "builtin/echo", "--stdin")
 # A model that tells what it finds around it.
@@ -135,6 +141,14 @@ def world(tmp_path: Path) -> Iterator[World]:
 def is_gone(pid: int) -> bool:
     fields = pidfd.stat_of(pid)
     return not fields or fields[0] in (b"Z", b"X")
+
+
+def has_one_socket(pid: int) -> bool:
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(fd))
+    return sum(name.startswith("socket:") for name in found) == 1
 
 
 def state_of(pid: int) -> str:
@@ -450,6 +464,20 @@ def test_what_becomes_of_the_supervisor_is_nothing_to_a_filter(world: World, how
     assert world.run(*FILTER)[3] is True
 
 
+@pytest.mark.parametrize("reloads", [1, 2])
+def test_a_filter_that_is_killed_after_a_reload_kills_its_command_by_the_same_signal(
+    world: World, reloads: int
+) -> None:
+    command, pid = world.waiting()
+    for _ in range(reloads):
+        assert world.popen("supervisor", "reload").wait(90) == 0
+    os.kill(pid, signal.SIGABRT)
+    assert command.wait(60) == -signal.SIGABRT
+    assert world.supervisor is not None
+    assert world.run(*FILTER)[3] is True
+    wait_until(partial(has_one_socket, world.supervisor.pid))  # where it listens
+
+
 def test_a_reload_leaves_a_filter_for_the_next_stop_too(world: World) -> None:
     command, _ = world.waiting()
     assert world.popen("supervisor", "reload").wait(90) == 0
@@ -506,6 +534,31 @@ def test_what_does_not_fit_is_cold(
     world: World, env: dict[str, str], words: tuple[str, ...], how: dict[str, Any]
 ) -> None:
     assert world.run(*words, env={**world.env, **env}, **how) == (0, b"hello\n", b"", False)
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_key_command_may_ask_on_the_terminal(world: World, on_terminal: bool) -> None:
+    """A fork has none. Without a terminal the command has none to lose."""
+    asks = "exec </dev/tty; read key; echo $key" if on_terminal else "echo typed-key"
+    with FarSide() as far:
+        far.answers.append([ANSWER])
+        provider = {"base_url": far.url, "key_command": ["sh", "-c", asks]}
+        world.home.config.write_text(json.dumps({"providers": {"lab": provider}}))
+        ours, theirs = pty.openpty()
+        os.write(ours, b"typed-key\n")
+
+        def take_terminal() -> None:
+            os.setsid()
+            if on_terminal:
+                fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+        words = ("agent", "start", "x", "--model", "lab/m", "--prompt", "hi")
+        *said, warm_one = world.run(*words, stdin=b"", preexec_fn=take_terminal, pass_fds=(theirs,))
+        assert said == [0, b"hello\n", b""]
+        assert warm_one is not on_terminal
+        assert "Bearer typed-key" in far.asked[0].headers.values()
+        os.close(theirs)
+        os.close(ours)
 
 
 def test_a_descriptor_of_the_shell_is_read_by_the_command(world: World) -> None:

@@ -461,6 +461,83 @@ def test_steps_of_a_pipe_go_after_seven_days_unless_its_journal_names_them(world
     assert (gone.exists(), held.exists(), journal.exists()) == (False, True, True)
 
 
+def test_steps_that_a_pipe_may_not_have_named_yet_stay_whatever_the_setting(world: World):
+    """It writes them before the record of its journal."""
+    step = world.write(world.agent("p~a→b").pipe_steps / "1" / f"{stem(1)}.msg")
+    for days, gone in ((1.4, {}), (1.6, {"step": 1})):
+        found = retention.collect(world.home, now_s=time.time() + days * DAY_S, policy=Policy(steps=0))
+        assert found.gone == gone and step.exists() == (not gone)
+
+
+ODD = {
+    "agents/a/logs/2020-01-01.ndjson": "it is no regular file",
+    "agents/a/logs/2020-01-02.ndjson.gz": "it is no regular file",
+    f"agents/a/crashes/{stem(1)}.json": "it is no regular file",
+    f"pipes/p~a→b/steps/1/{stem(1)}.msg": "it is no regular file",
+    f"filters/{stem(1)}/lock": "its lock is no regular file",
+    f"blobs/ab/ab{'0' * 62}": "",
+    f"blobs/ab/.tmp/ab{'0' * 62}": "",
+}
+
+
+@pytest.mark.parametrize("kind", ["directory", "link", "fifo"])
+@pytest.mark.parametrize("place", ODD)
+def test_what_is_no_file_of_loom_stays_and_holds_up_nothing(world: World, place: str, kind: str):
+    odd = world.home.path / place
+    fs.ensure_dir(odd.parent)
+    if kind == "directory":
+        world.write(odd / "file")
+    elif kind == "link":
+        odd.symlink_to(world.write(world.home.path / "elsewhere"))
+    else:
+        os.mkfifo(odd)
+    world.reply(world.request(1))
+    for dry_run in (True, False):
+        report = world.gc(100, dry_run=dry_run)
+        assert report.gone == {"processed": 1, "sent": 1}
+        assert set(report.stays) == ({ODD[place]} if ODD[place] else set())
+    assert os.path.lexists(odd) and (odd / "file").exists() == (kind == "directory")
+
+
+@pytest.mark.parametrize("name", ["2020-01-01.ndjson", "2020-01-01.ndjson.gz"])
+def test_a_log_that_cannot_be_packed_for_what_lies_there_stays(world: World, name: str):
+    log = world.write(world.a.logs / "2020-01-01.ndjson")
+    if log.name == name:
+        log.unlink()
+    (world.a.logs / name).mkdir()
+    report = world.gc(1.5)
+    assert (report.gone, report.stays) == ({}, {"it is no regular file": 1})
+
+
+def test_a_file_in_the_place_of_a_filter_stays(world: World):
+    odd = world.write(world.home.filters / stem(1))
+    world.reply(world.request(1))
+    report = world.gc()
+    assert (report.gone, report.stays) == ({"processed": 1, "sent": 1}, {"it is no directory": 1})
+    assert odd.exists()
+
+
+@pytest.mark.parametrize("journal", ["directory", "no directory above"])
+def test_steps_stay_when_the_journal_is_none(world: World, journal: str):
+    instance = world.agent("p~a→b")
+    step = world.write(instance.pipe_steps / "1" / f"{stem(1)}.msg")
+    if journal == "directory":
+        world.write(instance.pipe_state / "journal.ndjson" / "file")
+    else:
+        world.write(instance.pipe_state)
+    world.reply(world.request(1))
+    report = world.gc()
+    assert report.gone == {"processed": 1, "sent": 1}
+    assert report.stays == {"the journal of its pipe cannot be read": 1} and step.exists()
+
+
+def test_a_link_in_the_place_of_tmp_is_not_followed(world: World):
+    file = world.write(world.home.path.parent / "elsewhere" / "file")
+    (world.a.path / ".tmp").symlink_to(file.parent)
+    world.gc(1000)
+    assert file.exists()
+
+
 def test_todays_log_is_not_packed_whatever_its_age(world: World):
     now_s = time.time() + 3 * DAY_S
     log = world.write(world.a.logs / f"{day_of(int(now_s * 1000))}.ndjson")
