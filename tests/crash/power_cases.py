@@ -1,4 +1,4 @@
-"""The workflows that power cuts are tried on: those of the kernel, and whole processes, a goal in pieces.
+"""The workflows that power cuts are tried on: those of the kernel, whole processes, a goal in pieces, pipes, schedules.
 
 What runs is what runs in crash_cases and crash_processes, with three differences. A machine that was off has a new
 boot: processes begin with open_home(), which empties `run/`. The hand of an executor works with the real RoleWorker,
@@ -27,7 +27,9 @@ import yaml  # noqa: F401
 from crash_cases import answered_once, letter, lines_whole, retry_failed, stem, tidy
 from crash_far_side import far_side, swapped
 from crash_goal import BOOT, GOAL, NOW_NS, _Silent, ended_once
+from crash_pipe import PIPES
 from crash_processes import AGENT, ENV
+from crash_schedule import SCHEDULE
 from harness import Case, note, noted
 from power import Workflow
 
@@ -852,4 +854,23 @@ WORKFLOWS = (
     *GOAL_SECTIONS,
 )
 
-__all__ = ["GOAL_SECTIONS", "WORKFLOWS"]
+
+# -- pipes and schedules -----------------------------------------------------------------------------------------
+
+
+def _pipe(case: Case) -> Workflow:
+    def recover(root: Path) -> None:
+        note(root, "crashes", {})  # killed or cut off: a program that the pipe had started may be run once more
+        case.recover(root)
+
+    def check(root: Path) -> None:
+        _lines_good(root)
+        case.check(root)
+
+    return Workflow(replace(case, recover=recover, check=check), reboot=reboot, kills=True)
+
+
+# Their states are a hundred thousand and more, most of them lines of a log: a drawn part of them is tried.
+IN_PART = (*map(_pipe, PIPES), Workflow(SCHEDULE, kills=True))
+
+__all__ = ["GOAL_SECTIONS", "IN_PART", "WORKFLOWS"]
