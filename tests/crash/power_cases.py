@@ -33,7 +33,7 @@ from crash_schedule import SCHEDULE
 from harness import Case, note, noted
 from power import Workflow
 
-from loom.core import schema  # noqa: F401
+from loom.core import routing, schema  # noqa: F401
 from loom.daemons import runner as runners
 from loom.daemons.goalkeeping import Goal
 from loom.daemons.keeper import KeeperWorker
@@ -66,6 +66,7 @@ from loom.wire.agent import AgentSpec
 from loom.wire.chat import ChatReply, ChatRequest, Chunk, ToolCall, ToolSpec, Usage
 from loom.wire.goal import GoalSpec, Limits
 from loom.wire.message import Message
+from loom.wire.weave import Route
 
 _lives = 0  # of this machine, in a trial's own process
 
@@ -491,6 +492,33 @@ def _route_check(root: Path) -> None:
 route = Case("router", _route_setup, _route, _route, _route_check, _routed)
 
 
+def _route_in_part_setup(root: Path) -> None:
+    _route_setup(root)
+    fs.replace(Home(root).routes, routing.encode([Route(AGENT, to) for to in ("target", "gone")]))
+
+
+def _routed_in_part(root: Path) -> None:
+    """What left the outbox is told of in `.refused/`, for the one that is gone, once."""
+    _routed(root)
+    box = Home(root).agent(AGENT)
+    for name, _ in _REPLIES:
+        reply = ids.reply_stem(AGENT, name)
+        if box.sent(reply).exists() and f"{reply}.msg" not in mailbox.outgoing(box):
+            assert (box.refused / f"{reply}.msg").read_bytes() == box.sent(reply).read_bytes()
+            assert "gone" in json.loads((box.refused / f"{reply}.msg.error.json").read_bytes())["detail"]
+
+
+def _route_in_part_check(root: Path) -> None:
+    _route_check(root)
+    _routed_in_part(root)
+    assert len(list(Home(root).agent(AGENT).refused.glob("*.msg"))) == len(_REPLIES)
+
+
+route_in_part = Case(
+    "router and one that is gone", _route_in_part_setup, _route, _route, _route_in_part_check, _routed_in_part
+)
+
+
 # -- a goal ----------------------------------------------------------------------------------------------------
 
 _DELIVERABLES = ["notes/one.md", "ALL.md"]
@@ -845,6 +873,7 @@ WORKFLOWS = (
     Workflow(settle_in, reboot=lambda root: reboot(root / _HOME), kills=True),
     Workflow(ask, reboot=lambda root: reboot(root / _HOME)),
     Workflow(route, reboot=reboot),
+    Workflow(route_in_part, reboot=reboot),
     Workflow(runner, reboot=reboot),
     Workflow(retried, reboot=reboot),
     Workflow(gc),
