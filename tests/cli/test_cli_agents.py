@@ -223,13 +223,14 @@ def test_nobody_waits_for_an_agent_that_is_not_started_again_by_itself(loom: Loo
     agent = loom.home / "agents" / "x"
     if how == "its policy":
         assert loom("agent", "start", "x", "--model", "builtin/echo", "--restart", "on-failure", "--detach").status == 0
-        os.kill(int(show(loom)["pid"]), signal.SIGTERM)  # type: ignore[call-overload]
+        os.kill(wait_until(lambda: show(loom)["pid"]), signal.SIGTERM)
         word = "stopped"
     else:
         start(loom)
+        pid = wait_until(lambda: show(loom)["pid"])
         settings = (agent / "agent.json").read_text()
         (agent / "agent.json").write_text(settings.replace("builtin/echo", "nowhere/m"))
-        os.kill(int(show(loom)["pid"]), signal.SIGKILL)  # type: ignore[call-overload]
+        os.kill(pid, signal.SIGKILL)
         word = "error"
     wait_until(lambda: (agent / "status").read_text() == f"{word}\n")
     waited = loom("send", "x", "hello", "--wait", "--timeout", "60")
