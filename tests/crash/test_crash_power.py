@@ -188,7 +188,7 @@ def test_every_sync_of_the_package_is_found_when_it_is_left_out(everything: Ever
 def _missed(explorer: Explorer, before: set[str]) -> set[str]:
     """The syncs of pipes and schedules in its records, without those seen `before`: each is left out, and missed."""
     sites = {site for site in explorer.sites() if site.split(":")[0] in ("pipe", "pipestate", "schedules")} - before
-    assert not (blind := {site for site in sites if not explorer.without(site, at_most=3000)}), blind
+    assert not (blind := {site for site in sites if not explorer.without(site, at_most=1500)}), blind
     return sites
 
 
@@ -200,10 +200,10 @@ def test_a_drawn_part_of_the_states_of_pipes_and_schedules():
     counted = Counter[str]()
     for workflow in IN_PART:
         with Explorer(workflow, SEED) as explorer:
-            report = _explored(explorer, 1500)
+            report = _explored(explorer, 600)
             counted.update(states=sum(report.states.values()), **report.states, recovered=report.tried)
             own |= _missed(explorer, own)
-            explorer.record_kills(12)
+            explorer.record_kills(6)
             if workflow.case.process == "pipe":
                 explorer.record_kills(behind=_LINKED)
             counted["recovered"] += _explored(explorer, 20).tried
