@@ -896,10 +896,10 @@ def _pipe(case: Case) -> Workflow:
         _lines_good(root)
         case.check(root)
 
-    return Workflow(replace(case, recover=recover, check=check), reboot=reboot, kills=True)
+    return Workflow(replace(case, recover=recover, check=check), reboot=reboot)
 
 
 # Their states are a hundred thousand and more, most of them lines of a log: a drawn part of them is tried.
-IN_PART = (*map(_pipe, PIPES), Workflow(SCHEDULE, kills=True))
+IN_PART = (*map(_pipe, PIPES), Workflow(SCHEDULE))
 
 __all__ = ["GOAL_SECTIONS", "IN_PART", "WORKFLOWS"]
