@@ -94,6 +94,7 @@ class Supervisor:
         self._beat_at = 0.0  # when the service manager wants to hear from us next
         self._displaced = False  # our lock is not the home's any more: whoever takes that one serves the home
         self._given, self._state = reexec.given(os.environ)
+        self._held: set[int] = set()  # the signals that were blocked when we began
         self._taken: handover.Handover | None = None  # from the code that this process ran before
 
     # -- life --------------------------------------------------------------------------------------------------
@@ -126,6 +127,15 @@ class Supervisor:
         return exits.DONE
 
     def _own_home(self) -> locks.Lock:
+        """Whoever has signed the lock may be signalled: that waits until we hear signals, as it does over an exec."""
+        self._held = reexec.hold_signals()
+        try:
+            return self._signed()
+        except BaseException:
+            reexec.let_signals(self._held)
+            raise
+
+    def _signed(self) -> locks.Lock:
         lock = locks.acquire(self.home.supervisor_lock)
         if lock is None:
             other = locks.holder(self.home.supervisor_lock)
@@ -154,8 +164,7 @@ class Supervisor:
         os.umask(0o077)
         self._epoll = select.epoll()
         self._signals, self._signals_write = _catch_signals()
-        if self._taken is not None:
-            reexec.let_signals(self._taken.blocked)
+        reexec.let_signals(self._held if self._taken is None else self._taken.blocked)
         self.listen(self._signals, self.heed_signals)
         self._bell = wake.listen(self.home.wake_fifo("supervisor"))
         self.listen(self._bell, self._on_bell)

@@ -411,6 +411,26 @@ def test_asked_when_a_trial_has_just_ended_it_tries_again_before_it_becomes_anyt
     assert child.poll() is None
 
 
+def test_asked_as_soon_as_it_has_the_home_it_reloads_when_it_can(world: World) -> None:
+    early = f"""
+import os, signal, sys
+from pathlib import Path
+from loom.daemons.supervisor import Supervisor
+from loom.proc import tree
+from loom.spool.home import open_home
+become = tree.become_subreaper
+def asked():
+    if "LOOM_HANDOVER" not in os.environ:
+        os.kill(os.getpid(), signal.SIGHUP)
+    become()
+tree.become_subreaper = asked
+sys.exit(Supervisor(open_home(Path(os.environ["LOOM_HOME"])), table={TABLE!r}).run())
+"""
+    child = started(world, "-c", early)
+    wait_until(lambda: child.poll() is not None or ((now := running.read(world.home)) and now.answered))
+    assert child.poll() is None
+
+
 def test_told_to_leave_during_a_trial_it_leaves_with_it(world: World) -> None:
     child, trial = tried(world)
     child.send_signal(signal.SIGTERM)
